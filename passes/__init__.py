@@ -1,0 +1,1 @@
+"""The passes: pure functions from a convolution to its rewrites."""

@@ -1,0 +1,1 @@
+"""Rewrites the convolutions of trained ONNX models into cheaper equivalents."""

@@ -1,0 +1,35 @@
+"""The exceptions of the project; every message names what is wrong and how to mend it.
+
+    RewriterError               a user can mend it: one line on the terminal, exit status 1
+    ├── ModelError              the model cannot be read, checked or run
+    ├── SampleError             calibration or evaluation samples are missing or unfit
+    ├── ProviderError           the execution provider cannot be used on this machine
+    ├── OutputError             the result cannot be written where it was asked for
+    └── OptionError             an option's value makes no sense (exit status 2)
+
+A convolution that cannot be rewritten is not an error: it is a `rewriter.plan.Refusal`, which is data.
+"""
+
+
+class RewriterError(Exception):
+    """Something that the user can mend; the message is one line and says how."""
+
+
+class ModelError(RewriterError):
+    """The model cannot be read, checked or run."""
+
+
+class SampleError(RewriterError):
+    """Calibration or evaluation samples are missing or unfit."""
+
+
+class ProviderError(RewriterError):
+    """The execution provider cannot be used on this machine."""
+
+
+class OutputError(RewriterError):
+    """The result cannot be written where it was asked for."""
+
+
+class OptionError(RewriterError):
+    """An option's value makes no sense."""
