@@ -7,7 +7,7 @@
     ├── OutputError             the result cannot be written where it was asked for
     └── OptionError             an option's value makes no sense (exit status 2)
 
-A convolution that cannot be rewritten is not an error: it is a `rewriter.plan.Refusal`, which is data.
+A convolution that cannot be rewritten is not an error: it is a `rewriter.conv.Refusal`, which is data.
 """
 
 

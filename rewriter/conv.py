@@ -1,0 +1,428 @@
+"""The vocabulary of the project: a convolution, its rewrites, their cost, and the metric of their error.
+
+A rewrite is a sum of chains of convolutions,
+
+    y = Σ_b stage_bn(... stage_b1(x)),        bias on the last stage of the first branch only,
+
+so one place composes it back into a dense kernel and says what it costs and how far it is from the original.
+Axis letters: m out-channel, c in-channel, t kernel tap, g group, b block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rewriter import linalg
+
+Array = npt.NDArray[np.floating[Any]]
+Ints = tuple[int, ...]
+
+
+def _frozen(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conv:
+    """One convolution with explicit pads, over any number of spatial axes.
+
+    Attributes:
+        weight: `[M, C/group, *kernel]`.
+        bias: `[M]`, or None.
+        strides: one a spatial axis.
+        pads: all begins, then all ends, as ONNX writes them; never negative.
+        dilations: one a spatial axis.
+        group: how many groups the channels are cut into.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+
+    weight: Array
+    bias: Array | None = None
+    strides: Ints = ()
+    pads: Ints = ()
+    dilations: Ints = ()
+    group: int = 1
+
+    def __post_init__(self) -> None:
+        axes = self.weight.ndim - 2
+        defaults = {"strides": (1,) * axes, "pads": (0,) * 2 * axes, "dilations": (1,) * axes}
+        for name, default in defaults.items():
+            given = tuple(int(value) for value in getattr(self, name)) or default
+            object.__setattr__(self, name, given)
+        object.__setattr__(self, "weight", _frozen(self.weight))
+        if self.bias is not None:
+            object.__setattr__(self, "bias", _frozen(self.bias))
+        lengths = (len(self.strides), len(self.pads), len(self.dilations))
+        if axes < 1 or lengths != (axes, 2 * axes, axes):
+            raise ValueError(
+                f"weight {self.weight.shape} does not go with {lengths} strides, pads, dilations"
+            )
+        if min(self.pads) < 0 or min(self.strides + self.dilations) < 1 or self.group < 1:
+            raise ValueError(f"pads {self.pads}, strides {self.strides}, dilations {self.dilations}")
+        if self.weight.shape[0] % self.group:
+            raise ValueError(f"{self.weight.shape[0]} output channels do not divide into {self.group} groups")
+        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+            raise ValueError(f"bias {self.bias.shape} does not go with weight {self.weight.shape}")
+
+    @property
+    def out_channels(self) -> int:
+        """M."""
+        return int(self.weight.shape[0])
+
+    @property
+    def in_channels(self) -> int:
+        """C."""
+        return int(self.weight.shape[1]) * self.group
+
+    @property
+    def kernel_shape(self) -> Ints:
+        """The taps along each spatial axis."""
+        return tuple(int(size) for size in self.weight.shape[2:])
+
+    @property
+    def taps(self) -> int:
+        """How many taps the kernel has in all."""
+        return prod(self.kernel_shape)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every input channel is convolved on its own."""
+        return self.group > 1 and self.group == self.in_channels
+
+    @property
+    def matrix(self) -> Array:
+        """The weight as `[G, M/G, K]`, K = C/group * taps in (c, *kernel) order."""
+        return self.weight.reshape(self.group, self.out_channels // self.group, -1)
+
+    def out_size(self, in_size: Ints) -> Ints:
+        """The spatial size of the output for an input of spatial size `in_size` (ONNX Conv, floor)."""
+        axes = len(self.kernel_shape)
+        return tuple(
+            (
+                in_size[a]
+                + self.pads[a]
+                + self.pads[a + axes]
+                - self.dilations[a] * (self.kernel_shape[a] - 1)
+                - 1
+            )
+            // self.strides[a]
+            + 1
+            for a in range(axes)
+        )
+
+    def macs(self, in_size: Ints) -> int:
+        """Multiply-adds of one sample: outputs times C/group times taps; the bias is not counted."""
+        return prod(self.out_size(in_size)) * int(self.weight.size)
+
+    def with_(self, **changes: Any) -> Conv:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one sample costs; costs add.
+
+    Attributes:
+        macs: multiply-adds.
+        params: weights and biases.
+        activations: elements written, intermediate ones and sums included.
+    """
+
+    macs: int = 0
+    params: int = 0
+    activations: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.macs + other.macs, self.params + other.params, self.activations + other.activations)
+
+    def weight_bytes(self, itemsize: int = 4) -> int:
+        """The bytes of the parameters at `itemsize` bytes each."""
+        return self.params * itemsize
+
+
+Branch = tuple[Conv, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rewrite:
+    """A sum of chains of convolutions that stands for one convolution.
+
+    Raises:
+        ValueError: a chain that could not equal one convolution: channels that do not follow each other, a bias
+            anywhere but on the last stage of the first branch (earlier, it breaks zero padding at the borders),
+            pads after a stage that already saw several taps on that axis, or a stride before such a stage.
+    """
+
+    branches: tuple[Branch, ...]
+
+    def __post_init__(self) -> None:
+        if not self.branches or not all(self.branches):
+            raise ValueError("a rewrite needs at least one branch and one stage in each")
+        for index, branch in enumerate(self.branches):
+            for stage, after in zip(branch, branch[1:], strict=False):
+                if stage.out_channels != after.in_channels:
+                    raise ValueError(f"{stage.out_channels} channels cannot feed {after.in_channels}")
+            for stage in branch[:-1] if index == 0 else branch:
+                if stage.bias is not None:
+                    raise ValueError("only the last stage of the first branch may have a bias")
+            for axis in range(len(branch[0].kernel_shape)):
+                _check_axis(branch, axis)
+        if len({(branch[0].in_channels, branch[-1].out_channels) for branch in self.branches}) > 1:
+            raise ValueError("the branches differ in their channels")
+        if len({_total_strides(branch) for branch in self.branches}) > 1:
+            raise ValueError("the branches differ in their strides")
+
+    @property
+    def bias(self) -> Array | None:
+        """The bias of the sum, `[M]`, or None."""
+        return self.branches[0][-1].bias
+
+    def with_bias(self, bias: Array | None) -> Rewrite:
+        """The same rewrite with another bias."""
+        first = (*self.branches[0][:-1], self.branches[0][-1].with_(bias=bias))
+        return Rewrite((first, *self.branches[1:]))
+
+    def dense(self, conv: Conv) -> Array:
+        """The kernel that this rewrite applies, on the taps of `conv`, `[M, C/group, *kernel]`.
+
+        Raises:
+            ValueError: it has a tap where `conv` has none, or another stride, or does not keep its groups.
+        """
+        if _total_strides(self.branches[0]) != conv.strides:
+            raise ValueError(f"strides {_total_strides(self.branches[0])} instead of {conv.strides}")
+        total = np.zeros((conv.group, conv.out_channels // conv.group, conv.weight.shape[1], conv.taps))
+        axes = len(conv.kernel_shape)
+        place = {
+            tuple(tap[a] * conv.dilations[a] - conv.pads[a] for a in range(axes)): index
+            for index, tap in enumerate(product(*map(range, conv.kernel_shape)))
+        }
+        for branch in self.branches:
+            for offset, block in _compose(branch, conv.group).items():
+                if offset in place:
+                    total[..., place[offset]] += block
+                elif np.any(block):
+                    raise ValueError(f"a tap at offset {offset} that the original does not have")
+        return total.reshape(conv.weight.shape)
+
+    def out_size(self, in_size: Ints) -> Ints:
+        """The spatial size of the output.
+
+        Raises:
+            ValueError: the branches come to different sizes.
+        """
+        sizes = set()
+        for branch in self.branches:
+            size = in_size
+            for stage in branch:
+                size = stage.out_size(size)
+            sizes.add(size)
+        if len(sizes) > 1:
+            raise ValueError(f"the branches come to different sizes {sorted(sizes)}")
+        return sizes.pop()
+
+    def cost(self, in_size: Ints) -> Cost:
+        """The cost of one sample of spatial size `in_size`."""
+        total = Cost()
+        for branch in self.branches:
+            size = in_size
+            for stage in branch:
+                params = stage.weight.size + (0 if stage.bias is None else stage.bias.size)
+                macs = stage.macs(size)
+                size = stage.out_size(size)
+                total += Cost(macs, int(params), stage.out_channels * prod(size))
+        sums = (len(self.branches) - 1) * self.branches[0][-1].out_channels * prod(self.out_size(in_size))
+        return total + Cost(activations=sums)
+
+
+def _total_strides(branch: Branch) -> Ints:
+    return tuple(prod(strides) for strides in zip(*(stage.strides for stage in branch), strict=True))
+
+
+def _check_axis(branch: Branch, axis: int) -> None:
+    """Pads belong to the first stage with several taps on an axis, strides to no stage before the last such one."""
+    axes = len(branch[0].kernel_shape)
+    several = [index for index, stage in enumerate(branch) if stage.kernel_shape[axis] > 1]
+    first = several[0] if several else 0
+    for index, stage in enumerate(branch):
+        if index > first and (stage.pads[axis] or stage.pads[axis + axes]):
+            raise ValueError(
+                f"pads on stage {index}, which is not the first with several taps on axis {axis}"
+            )
+        # A single tap with pads reads zeros at the border as the padded original does; with a later kernel it would not.
+        if index < first and (stage.strides[axis] > 1 or stage.pads[axis] or stage.pads[axis + axes]):
+            raise ValueError(f"strides or pads on stage {index}, before the first kernel on axis {axis}")
+
+
+def _compose(branch: Branch, group: int) -> dict[Ints, Array]:
+    """The chain as one kernel: for each input offset a block `[G, M/G, C/G]`.
+
+    With z[u] = Σ_o T[o] x[u·S + o] and out[y] = Σ_t W[t] z[y·s + t·d - p], the chain has stride S·s and its
+    taps at o + (t·d - p)·S.
+    """
+    axes = range(len(branch[0].kernel_shape))
+    channels = branch[0].in_channels // group
+    strides: Ints = (1,) * len(axes)
+    taps: dict[Ints, Array] = {
+        (0,) * len(axes): np.broadcast_to(np.eye(channels), (group, channels, channels))
+    }
+    for stage in branch:
+        if stage.group % group:
+            raise ValueError(
+                f"a stage in {stage.group} groups does not keep the {group} groups of the original"
+            )
+        blocks = stage.group // group
+        weight = stage.weight.astype(np.float64, copy=False)
+        weight = weight.reshape(group, blocks, -1, weight.shape[1], stage.taps)
+        after: dict[Ints, Array] = {}
+        for index, tap in enumerate(product(*map(range, stage.kernel_shape))):
+            shift = [(tap[a] * stage.dilations[a] - stage.pads[a]) * strides[a] for a in axes]
+            for offset, block in taps.items():
+                moved = tuple(offset[a] + shift[a] for a in axes)
+                part = weight[..., index] @ block.reshape(group, blocks, -1, channels)
+                part = part.reshape(group, -1, channels)
+                after[moved] = after[moved] + part if moved in after else part
+        taps = after
+        strides = tuple(strides[a] * stage.strides[a] for a in axes)
+    return taps
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """First and second moments of the input patches of a site.
+
+    A patch is what the kernel sees at one output position, padding zeros included; K = C/group * taps values in
+    (c, *kernel) order.
+
+    Attributes:
+        covariance: `[G, K, K]`, centred.
+        mean: `[G, K]`.
+        count: how many patches were seen; 0 where the moments were assumed.
+    """
+
+    covariance: Array
+    mean: Array
+    count: int
+
+    @classmethod
+    def isotropic(cls, conv: Conv) -> Moments:
+        """White patches of mean zero: with them a fit is the data-free one."""
+        group, _, size = conv.matrix.shape
+        return cls(np.broadcast_to(np.eye(size), (group, size, size)), np.zeros((group, size)), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """What an error Δ = W - Ŵ of a kernel costs: tr(A Δ C Δᵀ).
+
+    Attributes:
+        input: the moments of the patches; C is their covariance.
+        output: A `[M, M]`, symmetric positive definite, how much the final outputs care about each direction of the
+            site's output; None for the identity. Where the site has groups only its G diagonal blocks count.
+    """
+
+    input: Moments
+    output: Array | None = None
+
+    @classmethod
+    def isotropic(cls, conv: Conv) -> Metric:
+        """The data-free metric: the squared Frobenius norm of the kernel's error."""
+        return cls(Moments.isotropic(conv))
+
+    @cached_property
+    def covariance(self) -> Array:
+        """C `[G, K, K]`, with the ridge that makes it safely positive definite."""
+        return np.stack([linalg.ridged(block) for block in self.input.covariance])
+
+    @cached_property
+    def root(self) -> Array:
+        """L `[G, K, K]`, lower triangular, C = L Lᵀ."""
+        return np.stack([linalg.cholesky(block) for block in self.covariance])
+
+    def weights(self, group: int, channels: int) -> Array:
+        """A as its `[G, M/G, M/G]` diagonal blocks, for G groups of `channels` output channels."""
+        if self.output is None:
+            return np.broadcast_to(np.eye(channels), (group, channels, channels))
+        blocks = self.output.reshape(group, channels, group, channels)
+        return np.stack([linalg.ridged(blocks[g, :, g]) for g in range(group)])
+
+    def squared(self, delta: Array) -> float:
+        """tr(A Δ C Δᵀ) for Δ `[G, M/G, K]`."""
+        weights = self.weights(delta.shape[0], delta.shape[1])
+        return float(np.sum((weights @ delta) * (delta @ self.covariance)))
+
+
+def free_bias(conv: Conv, dense: Array, moments: Moments) -> Array:
+    """The bias b + (W - Ŵ)μ `[M]` that makes a rewrite's mean output that of the original.
+
+    Jointly optimal with the best Ŵ under the centred covariance (Zhang et al. 2015, section 3.1).
+    """
+    delta = conv.matrix - dense.reshape(conv.matrix.shape)
+    shift = np.einsum("gmk,gk->gm", delta, moments.mean).reshape(-1)
+    return shift if conv.bias is None else conv.bias + shift
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a node stays as it is: data, not an exception.
+
+    Attributes:
+        node: the node's name.
+        pass_name: the pass that refuses, or None where no pass can take the node.
+        reason: one clause, with the value that stands in the way.
+    """
+
+    node: str
+    pass_name: str | None
+    reason: str
+
+
+def squared_error(conv: Conv, rewrite: Rewrite, metric: Metric) -> float:
+    """The expected squared output error of a rewrite: tr(A Δ C Δᵀ) plus that of the mean."""
+    dense = rewrite.dense(conv)
+    bias = free_bias(conv, dense, metric.input) - (0.0 if rewrite.bias is None else rewrite.bias)
+    bias = bias.reshape(conv.group, -1)
+    weights = metric.weights(*bias.shape)
+    mean = float(np.einsum("gm,gmn,gn->", bias, weights, bias))
+    return metric.squared(conv.matrix - dense.reshape(conv.matrix.shape)) + mean
+
+
+def relative_error(conv: Conv, rewrite: Rewrite, metric: Metric) -> float:
+    """The root of the squared error over the variance of the original's output; 0 is exact, 1 is its mean alone."""
+    energy = metric.squared(np.asarray(conv.matrix, np.float64))
+    if energy <= 0.0:
+        return 0.0
+    return float(np.sqrt(squared_error(conv, rewrite, metric) / energy))
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What the target likes.
+
+    Attributes:
+        block: channels are computed in blocks of this many (ONNX Runtime's NCHWc kernels: 16 with AVX-512, 8 with AVX2).
+    """
+
+    block: int = 8
+
+    def ranks(self, limit: int, most: int = 8) -> Sequence[int]:
+        """At most `most` multiples of the block below `limit`, denser where they are small; half blocks where few fit."""
+        step = self.block if limit > 2 * self.block else max(self.block // 2, 1)
+        multiples = np.arange(step, limit, step)
+        if len(multiples) > most:
+            wanted = np.geomspace(multiples[0], multiples[-1], most)
+            nearest = [int(np.abs(multiples - value).argmin()) for value in wanted]
+            multiples = multiples[sorted(set(nearest))]
+        return [int(value) for value in multiples]

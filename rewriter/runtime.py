@@ -1,0 +1,262 @@
+"""Sessions of ONNX Runtime with pinned options, and what this machine and its build offer.
+
+Everything that is timed or compared runs through `Session`, so both sides of a comparison get the same options:
+the target's threads, one operator at a time, every graph optimisation (as users deploy; at lower levels layouts
+and fusions, and with them the ranking of rewrites, come out differently) and no silent change of provider.
+"""
+
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+
+from rewriter.errors import ModelError, OptionError, ProviderError
+
+# short name -> (ONNX Runtime's name, the package on PyPI that carries it, if one does)
+PROVIDERS: Final[Mapping[str, tuple[str, str | None]]] = MappingProxyType(
+    {
+        "acl": ("ACLExecutionProvider", None),
+        "armnn": ("ArmNNExecutionProvider", None),
+        "cann": ("CANNExecutionProvider", "onnxruntime-cann"),
+        "coreml": ("CoreMLExecutionProvider", None),
+        "cpu": ("CPUExecutionProvider", "onnxruntime"),
+        "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+        "dml": ("DmlExecutionProvider", "onnxruntime-directml"),
+        "dnnl": ("DnnlExecutionProvider", None),
+        "migraphx": ("MIGraphXExecutionProvider", "onnxruntime-migraphx"),
+        "nnapi": ("NnapiExecutionProvider", None),
+        "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+        "qnn": ("QNNExecutionProvider", "onnxruntime-qnn"),
+        "rocm": ("ROCMExecutionProvider", "onnxruntime-rocm"),
+        "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+        "webgpu": ("WebGpuExecutionProvider", None),
+        "xnnpack": ("XnnpackExecutionProvider", None),
+    }
+)
+
+_DTYPES: Final = MappingProxyType(
+    {
+        "float": "float32",
+        "double": "float64",
+        "float16": "float16",
+        "bool": "bool",
+        "string": "object",
+        **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    }
+)
+
+# Errors reach the user as one line of an exception; what ONNX Runtime logs beside them would be a second one.
+_LOG_FATAL: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How a model is deployed.
+
+    Attributes:
+        provider: Short name of the execution provider, one of `PROVIDERS`.
+        threads: Threads inside one operator; None is ONNX Runtime's own default (one a physical core).
+        spinning: Whether idle threads spin for a while before they sleep, as is ONNX Runtime's default.
+    """
+
+    provider: str = "cpu"
+    threads: int | None = None
+    spinning: bool = True
+
+    def __post_init__(self) -> None:
+        if self.provider not in PROVIDERS:
+            raise OptionError(f"unknown provider {self.provider!r}; known are {', '.join(PROVIDERS)}")
+        if self.threads is not None and self.threads < 1:
+            raise OptionError(f"threads must be at least 1, not {self.threads}; leave it out for the default")
+
+    @property
+    def parallel(self) -> bool:
+        """Whether a session has a pool of threads that may spin while it is idle."""
+        return (cores() if self.threads is None else self.threads) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """An input or output of a model.
+
+    Attributes:
+        name: The name in the graph.
+        shape: Sizes; a dynamic dimension is its symbol or None.
+        dtype: The element type, or None where numpy has none (bfloat16, sequences, maps).
+    """
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: np.dtype[Any] | None
+
+
+class Session:
+    """A loaded model.
+
+    Args:
+        model: The file's bytes, or its path; a model with external data needs the path.
+        target: How it is deployed.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model.
+        ProviderError: The provider cannot be used here; a silent fallback to the CPU counts as that.
+    """
+
+    def __init__(self, model: bytes | str | os.PathLike[str], target: Target | None = None) -> None:
+        self.target = target or Target()
+        self._label = "the model" if isinstance(model, bytes) else f"'{os.fspath(model)}'"
+        self._session = _load(model, self.target, _options(self.target), self._label)
+        self.inputs: Final = tuple(_spec(node) for node in self._session.get_inputs())
+        self.outputs: Final = tuple(_spec(node) for node in self._session.get_outputs())
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs that must be fed, in the graph's order."""
+        return tuple(spec.name for spec in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in the graph's order."""
+        return tuple(spec.name for spec in self.outputs)
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """Returns the outputs by name: all of them, or those asked for, in that order.
+
+        Raises:
+            ModelError: A feed does not fit the model, or a node of the model fails on it.
+        """
+        names = self.output_names if outputs is None else tuple(outputs)
+        try:
+            values = self._session.run(names, dict(feeds))
+        except Exception as error:
+            raise ModelError(
+                f"{self._label} failed to run: {_one_line(error)}; check names, shapes and types of the samples"
+            ) from error
+        return dict(zip(names, values, strict=True))
+
+
+def check_provider(name: str) -> str:
+    """Returns ONNX Runtime's name of a provider that the installed build offers.
+
+    Raises:
+        OptionError: No provider has that name.
+        ProviderError: The installed build of ONNX Runtime lacks it.
+    """
+    if name not in PROVIDERS:
+        raise OptionError(f"unknown provider {name!r}; known are {', '.join(PROVIDERS)}")
+    full, package = PROVIDERS[name]
+    if full not in ort.get_available_providers():
+        mend = (
+            f"pip install {package} in place of onnxruntime"
+            if package
+            else f"install a build of onnxruntime that has {full}"
+        )
+        raise ProviderError(f"provider {name!r} is not in the installed onnxruntime; {mend}")
+    return full
+
+
+def optimized(model: bytes | str | os.PathLike[str], target: Target | None = None) -> bytes:
+    """Returns the model's bytes as ONNX Runtime has rewritten it for this machine, before it would run it.
+
+    On the CPU that shows layouts and fusions: a convolution in the blocked layout is a `com.microsoft.nchwc`
+    node whose weight is padded to whole blocks of channels, so the block can be read from it.
+    """
+    target = target or Target()
+    with tempfile.TemporaryDirectory(prefix="conv-rewriter-") as folder:
+        written = Path(folder, "optimized.onnx")
+        options = _options(target)
+        options.optimized_model_filepath = str(written)
+        _load(model, target, options, "the model")
+        return written.read_bytes()
+
+
+def cores() -> int:
+    """Returns how many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Returns what a measurement depends on: ONNX Runtime, its providers, processor, cores, system, Python."""
+    return {
+        "onnxruntime": ort.__version__,
+        "providers": ", ".join(ort.get_available_providers()),
+        "processor": _processor(),
+        "cores": str(cores()),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        try:
+            text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            text = ""
+        if found := re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.MULTILINE):
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _options(target: Target) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = target.threads or 0  # 0 is the default: one a physical core, pinned to it
+    options.log_severity_level = _LOG_FATAL
+    if not target.spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _load(
+    model: bytes | str | os.PathLike[str], target: Target, options: ort.SessionOptions, label: str
+) -> ort.InferenceSession:
+    wanted = check_provider(target.provider)
+    names = [wanted]
+    if target.provider == "tensorrt" and PROVIDERS["cuda"][0] in ort.get_available_providers():
+        names.append(PROVIDERS["cuda"][0])  # nodes that TensorRT leaves would otherwise run on the CPU
+    if target.provider != "cpu":
+        names.append(PROVIDERS["cpu"][0])
+    settings: list[dict[str, str]] = [{} for _ in names]
+    if target.provider == "xnnpack" and target.threads is not None:
+        settings[0]["intra_op_num_threads"] = str(target.threads)  # it brings its own pool
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise ModelError(f"{label} is not a file; check the path")
+    try:
+        session = ort.InferenceSession(source, options, names, settings, enable_fallback=0)
+    except Exception as error:
+        raise ModelError(f"ONNX Runtime cannot load {label}: {_one_line(error)}") from error
+    if wanted not in session.get_providers():
+        raise ProviderError(
+            f"provider {target.provider!r} did not start and ONNX Runtime fell back to the CPU; "
+            "check its driver and libraries, or use --provider cpu"
+        )
+    return session
+
+
+def _spec(node: Any) -> Spec:
+    found = re.fullmatch(r"tensor\((\w+)\)", node.type)
+    name = _DTYPES.get(found[1]) if found else None
+    return Spec(node.name, tuple(node.shape or ()), np.dtype(name) if name else None)
+
+
+def _one_line(error: Exception) -> str:
+    """Returns ONNX Runtime's message without its code, source file and C++ signature, on one line."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"/\S*?onnxruntime\S*:\d+ .*?\)(?: const)? (?=[A-Z][a-z]|axis)", "", text)
+    return (text if len(text) <= 300 else text[:297] + "...").rstrip(" .")
