@@ -13,8 +13,9 @@ Rank = Ints
 class Pass(Protocol):
     """A pure function from a convolution to its rewrites at several ranks.
 
-    Passes are frozen dataclasses whose fields are their options; none subclasses another. `rank` is each pass's own
-    knob, a tuple of ints whose meaning its docstring states; the error falls as any component grows.
+    Passes are frozen dataclasses whose fields are their options; none subclasses another. `rank` is each
+    pass's own knob, a tuple of ints whose meaning its docstring states; the error falls as any component
+    grows.
     """
 
     name: ClassVar[str]
@@ -30,7 +31,8 @@ class Pass(Protocol):
     def rewrites(self, conv: Conv, ranks: Sequence[Rank], metric: Metric) -> Iterator[Rewrite]:
         """One rewrite a rank, in that order, each the best found under the metric, with the free bias.
 
-        All ranks come in one call: one factorisation of the metric serves them all. The data-fitted solution starts
-        from the data-free one and is never worse than it under the same metric; the same input gives the same bits.
+        All ranks come in one call: one factorisation of the metric serves them all. The data-fitted solution
+        starts from the data-free one and is never worse than it under the same metric; the same input gives
+        the same bits.
         """
         ...

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from typing import Any
 
@@ -161,9 +161,10 @@ class Rewrite:
     """A sum of chains of convolutions that stands for one convolution.
 
     Raises:
-        ValueError: a chain that could not equal one convolution: channels that do not follow each other, a bias
-            anywhere but on the last stage of the first branch (earlier, it breaks zero padding at the borders),
-            pads after a stage that already saw several taps on that axis, or a stride before such a stage.
+        ValueError: a chain that could not equal one convolution: channels that do not follow each other, a
+            bias anywhere but on the last stage of the first branch (earlier, it breaks zero padding at the
+            borders), pads after a stage that already saw several taps on that axis, or a stride before such a
+            stage.
     """
 
     branches: tuple[Branch, ...]
@@ -172,7 +173,7 @@ class Rewrite:
         if not self.branches or not all(self.branches):
             raise ValueError("a rewrite needs at least one branch and one stage in each")
         for index, branch in enumerate(self.branches):
-            for stage, after in zip(branch, branch[1:], strict=False):
+            for stage, after in pairwise(branch):
                 if stage.out_channels != after.in_channels:
                     raise ValueError(f"{stage.out_channels} channels cannot feed {after.in_channels}")
             for stage in branch[:-1] if index == 0 else branch:
@@ -252,7 +253,7 @@ def _total_strides(branch: Branch) -> Ints:
 
 
 def _check_axis(branch: Branch, axis: int) -> None:
-    """Pads belong to the first stage with several taps on an axis, strides to no stage before the last such one."""
+    """Pads belong to the first stage with several taps on an axis, strides to no stage before it."""
     axes = len(branch[0].kernel_shape)
     several = [index for index, stage in enumerate(branch) if stage.kernel_shape[axis] > 1]
     first = several[0] if several else 0
@@ -261,7 +262,8 @@ def _check_axis(branch: Branch, axis: int) -> None:
             raise ValueError(
                 f"pads on stage {index}, which is not the first with several taps on axis {axis}"
             )
-        # A single tap with pads reads zeros at the border as the padded original does; with a later kernel it would not.
+        # A single tap with pads reads zeros at the border as the padded original does; with a later kernel
+        # it would not.
         if index < first and (stage.strides[axis] > 1 or stage.pads[axis] or stage.pads[axis + axes]):
             raise ValueError(f"strides or pads on stage {index}, before the first kernel on axis {axis}")
 
@@ -303,8 +305,8 @@ def _compose(branch: Branch, group: int) -> dict[Ints, Array]:
 class Moments:
     """First and second moments of the input patches of a site.
 
-    A patch is what the kernel sees at one output position, padding zeros included; K = C/group * taps values in
-    (c, *kernel) order.
+    A patch is what the kernel sees at one output position, padding zeros included; K = C/group * taps values
+    in (c, *kernel) order.
 
     Attributes:
         covariance: `[G, K, K]`, centred.
@@ -329,8 +331,9 @@ class Metric:
 
     Attributes:
         input: the moments of the patches; C is their covariance.
-        output: A `[M, M]`, symmetric positive definite, how much the final outputs care about each direction of the
-            site's output; None for the identity. Where the site has groups only its G diagonal blocks count.
+        output: A `[M, M]`, symmetric positive definite, how much the final outputs care about each direction
+            of the site's output; None for the identity. Where the site has groups only its G diagonal blocks
+            count.
     """
 
     input: Moments
@@ -400,7 +403,7 @@ def squared_error(conv: Conv, rewrite: Rewrite, metric: Metric) -> float:
 
 
 def relative_error(conv: Conv, rewrite: Rewrite, metric: Metric) -> float:
-    """The root of the squared error over the variance of the original's output; 0 is exact, 1 is its mean alone."""
+    """The root of squared error over variance of the original's output: 0 is exact, 1 keeps its mean alone."""
     energy = metric.squared(np.asarray(conv.matrix, np.float64))
     if energy <= 0.0:
         return 0.0
@@ -412,13 +415,14 @@ class Grid:
     """What the target likes.
 
     Attributes:
-        block: channels are computed in blocks of this many (ONNX Runtime's NCHWc kernels: 16 with AVX-512, 8 with AVX2).
+        block: channels are computed in blocks of this many (ONNX Runtime's NCHWc kernels: 16 with AVX-512, 8
+            with AVX2).
     """
 
     block: int = 8
 
     def ranks(self, limit: int, most: int = 8) -> Sequence[int]:
-        """At most `most` multiples of the block below `limit`, denser where they are small; half blocks where few fit."""
+        """At most `most` multiples of the block below `limit`, denser where small; half blocks where few fit."""
         step = self.block if limit > 2 * self.block else max(self.block // 2, 1)
         multiples = np.arange(step, limit, step)
         if len(multiples) > most:

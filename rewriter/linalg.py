@@ -10,15 +10,16 @@ import scipy.linalg
 
 Array = npt.NDArray[np.floating[Any]]
 
-# Relative to the mean eigenvalue: far below every figure that a fit is judged by, far above the rounding of float64.
+# Relative to the mean eigenvalue: far below every figure that a fit is judged by, far above float64's
+# rounding.
 RIDGE = 1e-8
 
 
 def ridged(matrix: Array) -> Array:
     """A symmetric matrix `[n, n]` in float64 with RIDGE times its mean eigenvalue added to the diagonal.
 
-    The ridge is relative to the whole matrix: channels that are zero on every sample leave whole blocks zero, whose
-    own trace would give no ridge at all. An all-zero matrix becomes a tiny identity.
+    The ridge is relative to the whole matrix: channels that are zero on every sample leave whole blocks zero,
+    whose own trace would give no ridge at all. An all-zero matrix becomes a tiny identity.
     """
     out = np.array(matrix, np.float64)
     out = (out + out.T) / 2
