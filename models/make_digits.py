@@ -85,7 +85,7 @@ class DigitNet(nn.Module):
 
 
 def load_parts() -> dict[str, tuple[Tensor, Tensor]]:
-    """Images `[n, 1, 32, 32]` in [0, 1] and labels `[n]` of three disjoint parts, each with every digit alike."""
+    """Images `[n, 1, 32, 32]` in [0, 1] and labels `[n]` of three disjoint, stratified parts."""
     digits = load_digits()
     small = torch.from_numpy(digits.images.astype(np.float32) / 16)[:, None]
     images = functional.interpolate(small, (SIZE, SIZE), mode="bilinear", align_corners=False)
@@ -145,7 +145,7 @@ def train(net: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None:
 
 
 def export(net: DigitNet, path: Path) -> None:
-    """Writes one standard ONNX file: folded weights inside, dynamic batch, each Conv named after its module."""
+    """Writes one standard ONNX file: BatchNormalization folded, weights inside, dynamic batch."""
     net = net.to(memory_format=torch.contiguous_format).eval()
     net.fold()
     torch.onnx.export(
