@@ -1,10 +1,11 @@
 """A child process that holds one model and times it when told to; both ends of the pipe are in this file.
 
-`multiprocessing` is not used: spawning re-imports the caller's `__main__`, which breaks scripts without a guard,
-and forking a process that already runs ONNX Runtime's threads can deadlock.
+`multiprocessing` is not used: spawning re-imports the caller's `__main__`, which breaks scripts without a
+guard, and forking a process that already runs ONNX Runtime's threads can deadlock.
 """
 
 import contextlib
+import ctypes
 import gc
 import os
 import pickle
@@ -26,8 +27,8 @@ from rewriter import errors
 from rewriter.errors import ModelError, RewriterError
 from rewriter.runtime import Session, Target
 
-# The child needs three modules of this package. Importing all of it would slow the start several times and count
-# in the peak memory, so the package's own __init__ is not run there.
+# The child needs three modules of this package. Importing all of it would slow the start several times and
+# count in the peak memory, so the package's own __init__ is not run there.
 _BOOT: Final = """\
 import sys, types
 sys.path[:] = {path!r}
@@ -39,8 +40,18 @@ serve()
 """
 
 
+_PR_SET_PDEATHSIG: Final = 1  # from <sys/prctl.h>
+
+# Where a process cannot be stopped: for how long threads spin, with a margin (measured: 60 to 80 ms).
+_SPIN_OUT_S: Final = 0.12
+
+
 class Worker:
     """A child process with one loaded model; a context manager that never leaves the process behind.
+
+    ONNX Runtime's idle threads spin for some 60 ms after a run and take cores from whoever runs next. So a
+    worker with a pool is stopped (SIGSTOP) between its bursts and finds its threads still spinning when it
+    goes on: each model runs as if it were alone and never paused, which is how it is deployed.
 
     Args:
         path: The model's file.
@@ -49,10 +60,16 @@ class Worker:
 
     Raises:
         ModelError: The model cannot be loaded, or the process died over it.
+
+    Attributes:
+        load_ms: Time to create the session.
+        baseline_bytes: Peak memory before that: the interpreter, numpy and ONNX Runtime.
+        peak_bytes: Peak memory after the first run, the baseline included; 0 where the system does not tell.
     """
 
     def __init__(self, path: Path, feeds: Mapping[str, NDArray[Any]], target: Target) -> None:
         self._path = path
+        self._stops = target.parallel and target.spinning
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         boot = _BOOT.format(path=sys.path, folder=str(Path(__file__).parent))
         self._process = subprocess.Popen(
@@ -65,19 +82,19 @@ class Worker:
             self.baseline_bytes: Final[int] = self._ask("peak")
             self.load_ms: Final[float] = self._ask("load", path, target)
             self._ask("feed", dict(feeds))
+            self._ask("burst", 1)
+            self.peak_bytes: Final[int] = self._ask("peak")
+            self._pause()
         except BaseException:
             self.close()
             raise
 
-    def burst(self, runs: int, rest_ms: float = 0.0) -> NDArray[np.float64]:
-        """Returns the wall times of so many consecutive runs, in milliseconds, after a rest."""
-        times: NDArray[np.float64] = self._ask("burst", runs, rest_ms)
+    def burst(self, runs: int) -> NDArray[np.float64]:
+        """Returns the wall times of so many consecutive runs, in milliseconds."""
+        self._go_on()
+        times: NDArray[np.float64] = self._ask("burst", runs)
+        self._pause()
         return times
-
-    def peak_bytes(self) -> int:
-        """Returns the most memory that the process has held so far, or 0 where the system does not tell."""
-        peak: int = self._ask("peak")
-        return peak
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
@@ -96,6 +113,18 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _go_on(self) -> None:
+        if self._stops and sys.platform != "win32":
+            self._process.send_signal(signal.SIGCONT)
+
+    def _pause(self) -> None:
+        if not self._stops:
+            return
+        if sys.platform == "win32":
+            time.sleep(_SPIN_OUT_S)
+        else:
+            self._process.send_signal(signal.SIGSTOP)
 
     def _ask(self, command: str, *arguments: Any) -> Any:
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -129,6 +158,10 @@ def serve() -> None:
     """Answers the parent's commands until its end of the pipe is closed; the child's whole life."""
     # Ctrl-C goes to every process of the terminal; the parent decides, and kills this one or closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # A parent that is killed closes the pipe, but a stopped child would not notice: let the kernel end
+        # it.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not land between the answers
     gc.disable()
@@ -159,10 +192,8 @@ class _Server:
     def feed(self, feeds: dict[str, NDArray[Any]]) -> None:
         self._feeds = feeds
 
-    def burst(self, runs: int, rest_ms: float) -> NDArray[np.float64]:
+    def burst(self, runs: int) -> NDArray[np.float64]:
         assert self._session is not None
-        if rest_ms > 0:
-            time.sleep(rest_ms / 1e3)
         return time_runs(self._session, self._feeds, runs)
 
     def peak(self) -> int:

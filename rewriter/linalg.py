@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,3 +38,82 @@ def cholesky(matrix: Array) -> Array:
         except np.linalg.LinAlgError:
             matrix = matrix + ridge * np.eye(len(matrix))
             ridge *= 10
+
+
+def ridge_solve(matrix: Array, right: Array, ridge: float) -> Array:
+    """(matrix + ridge·I)⁻¹ right for a symmetric positive semidefinite matrix `[n, n]` and right `[n, m]`."""
+    lower = cholesky(ridged(matrix) + ridge * np.eye(len(matrix)))
+    return scipy.linalg.cho_solve((lower, True), right, check_finite=False)
+
+
+def orthonormal(matrix: Array) -> tuple[Array, Array]:
+    """Q `[n, r]` with orthonormal columns and upper triangular T `[r, r]` of diagonal >= 0, Q T = matrix."""
+    Q, T = np.linalg.qr(matrix)
+    signs = np.where(np.diag(T) < 0.0, -1.0, 1.0)
+    return Q * signs, T * signs[:, None]
+
+
+def right_singular(matrix: Array, most: int) -> Array:
+    """The `most` first right singular vectors of a matrix `[k, n]` as orthonormal rows `[most, n]`.
+
+    From the smaller Gram matrix, which is exact enough for singular values down to 1e-8 of the largest.
+    """
+    rows, columns = matrix.shape
+    if rows < columns:
+        left = np.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :most]
+        return orthonormal((left.T @ matrix).T)[0].T
+    return np.ascontiguousarray(np.linalg.eigh(matrix.T @ matrix)[1][:, ::-1][:, :most].T)
+
+
+def conjugate_gradients(
+    apply: Callable[[Array], Array],
+    right: Array,
+    start: Array,
+    precondition: Callable[[Array], Array],
+    steps: int,
+) -> Array:
+    """An approximate solution X of apply(X) = right for a symmetric positive definite operator on arrays.
+
+    At most `steps` steps of the preconditioned method from `start` (Hestenes and Stiefel 1952); each lowers
+    ½⟨X, apply(X)⟩ - ⟨X, right⟩. It stops early where rounding leaves no direction of descent.
+    """
+    found = start
+    residual = right - apply(found)
+    direction = steepest = precondition(residual)
+    slope = float(np.vdot(residual, steepest))
+    for _ in range(steps):
+        applied = apply(direction)
+        curvature = float(np.vdot(direction, applied))
+        if not (curvature > 0.0 and slope > 0.0):
+            break
+        found = found + slope / curvature * direction
+        residual = residual - slope / curvature * applied
+        steepest = precondition(residual)
+        previous, slope = slope, float(np.vdot(residual, steepest))
+        direction = steepest + slope / previous * direction
+    return found
+
+
+def newton_step(
+    apply: Callable[[Array], Array], gradient: Array, precondition: Callable[[Array], Array], steps: int
+) -> Array:
+    """A step X that lowers ½⟨X, apply(X)⟩ + ⟨X, gradient⟩, by `steps` of conjugate gradients at most.
+
+    It ends where the preconditioned residual has fallen a hundredfold, or where the operator is not positive:
+    more accuracy would outrun the quadratic model (a truncated Newton method: Nash 2000).
+    """
+    found = np.zeros_like(gradient)
+    residual = -gradient
+    direction = precondition(residual)
+    first = slope = float(np.vdot(residual, direction))
+    for _ in range(steps):
+        applied = apply(direction)
+        curvature = float(np.vdot(direction, applied))
+        if not (curvature > 0.0 and slope > 1e-4 * first):
+            break
+        found = found + slope / curvature * direction
+        residual = residual - slope / curvature * applied
+        steepest = precondition(residual)
+        previous, slope = slope, float(np.vdot(residual, steepest))
+        direction = steepest + slope / previous * direction
+    return found

@@ -1,8 +1,9 @@
 """Sessions of ONNX Runtime with pinned options, and what this machine and its build offer.
 
-Everything that is timed or compared runs through `Session`, so both sides of a comparison get the same options:
-the target's threads, one operator at a time, every graph optimisation (as users deploy; at lower levels layouts
-and fusions, and with them the ranking of rewrites, come out differently) and no silent change of provider.
+Everything that is timed or compared runs through `Session`, so both sides of a comparison get the same
+options: the target's threads, one operator at a time, every graph optimisation (as users deploy; at lower
+levels layouts and fusions, and with them the ranking of rewrites, come out differently) and no silent change
+of provider.
 """
 
 import os
@@ -139,7 +140,8 @@ class Session:
             values = self._session.run(names, dict(feeds))
         except Exception as error:
             raise ModelError(
-                f"{self._label} failed to run: {_one_line(error)}; check names, shapes and types of the samples"
+                f"{self._label} failed to run: {_one_line(error)}; "
+                "check the names, shapes and types of its inputs"
             ) from error
         return dict(zip(names, values, strict=True))
 
@@ -187,7 +189,7 @@ def cores() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Returns what a measurement depends on: ONNX Runtime, its providers, processor, cores, system, Python."""
+    """Returns what a measurement depends on: ONNX Runtime and its providers, the processor, the system."""
     return {
         "onnxruntime": ort.__version__,
         "providers": ", ".join(ort.get_available_providers()),

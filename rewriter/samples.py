@@ -31,6 +31,10 @@ Source = str | Path | Iterable[Item] | Callable[[], Iterable[Item]]
 """Where samples come from; see `load`."""
 
 
+# Activations take some ten to hundred times the memory of the inputs.
+_BATCH_BYTES = 1 << 22
+
+
 @dataclass(frozen=True, slots=True)
 class InputSpec:
     """What a model takes at one input; a dimension that is a name or None is dynamic."""
@@ -73,11 +77,15 @@ class Samples:
         targets = None if self.targets is None else tuple(self.targets[i] for i in chosen)
         return Samples(tuple(self.feeds[i] for i in chosen), targets, self.joinable)
 
-    def batches(self, size: int) -> Iterator[tuple[Feeds, list[Any] | None]]:
+    def batches(self, size: int | None = None) -> Iterator[tuple[Feeds, list[Any] | None]]:
         """Batches of at most `size` neighbouring samples of equal shapes, in order, with their targets.
 
-        Samples that may not be joined come one by one, as they are.
+        Samples that may not be joined come one by one, as they are. Without a size it is what is quick to run: up
+        to 16, fewer where they are large.
         """
+        if size is None:
+            largest = max(sum(array.nbytes for array in feeds.values()) for feeds in self.feeds)
+            size = min(max(_BATCH_BYTES // max(largest, 1), 1), 16)
         if size < 1:
             raise ValueError(f"a batch holds at least one sample, not {size}")
         shapes_of = [{name: array.shape for name, array in feeds.items()} for feeds in self.feeds]

@@ -1,0 +1,67 @@
+"""Channel SVD: a convolution to fewer channels, then a pointwise one.
+
+    [M, C, *k]  ->  [r, C, *k] with all spatial attributes  ->  [M, r, 1]        Ŵ = H V
+
+Fitted by the principal directions of the output (Zhang et al. 2015; data-free: Denton et al. 2014). A 1 x 1
+convolution becomes two. Where the original has groups, both stages keep them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from passes.base import Rank
+from rewriter import factor
+from rewriter.conv import Array, Conv, Grid, Metric, Rewrite, free_bias
+
+# A rewrite with more multiply-adds than this share of the original's cannot pay.
+WORTHWHILE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSVD:
+    """Rank (r,): the channels between the stages, for each group of the original."""
+
+    name: ClassVar[str] = "channel_svd"
+
+    def refuse(self, conv: Conv) -> str | None:
+        """A depthwise convolution, or one that even rank 1 makes no cheaper."""
+        if conv.depthwise:
+            return "it is depthwise: each channel has a kernel of its own and there is nothing to share"
+        if _limit(conv) <= 1.0:
+            return f"the weight {conv.weight.shape} in {conv.group} groups has no cheaper factors"
+        return None
+
+    def ranks(self, conv: Conv, grid: Grid) -> Sequence[Rank]:
+        """Ranks on the grid, below the full rank and below the break-even in multiply-adds."""
+        return [(rank,) for rank in grid.ranks(int(np.ceil(_limit(conv))))]
+
+    def rewrites(self, conv: Conv, ranks: Sequence[Rank], metric: Metric) -> Iterator[Rewrite]:
+        """The optimum at each rank."""
+        wanted = [rank for (rank,) in ranks]
+        weights = metric.weights(*conv.matrix.shape[:2])
+        groups = [
+            factor.channel(np.asarray(W, np.float64), C, A, wanted)
+            for W, C, A in zip(conv.matrix, metric.covariance, weights, strict=True)
+        ]
+        for fitted in zip(*groups, strict=True):
+            first, last = (np.concatenate(stage) for stage in zip(*fitted, strict=True))
+            yield _rewrite(conv, first, last, metric)
+
+
+def _limit(conv: Conv) -> float:
+    """The rank of each group at which the rewrite stops being worth while: r (k + m) = WORTHWHILE·m·k."""
+    _, outputs, size = conv.matrix.shape
+    return float(min(WORTHWHILE * outputs * size / (outputs + size), outputs, size))
+
+
+def _rewrite(conv: Conv, first: Array, last: Array, metric: Metric) -> Rewrite:
+    dtype = conv.weight.dtype
+    first = first.reshape(-1, *conv.weight.shape[1:]).astype(dtype)
+    last = last.reshape(*last.shape, *(1,) * len(conv.kernel_shape)).astype(dtype)
+    rewrite = Rewrite(((conv.with_(weight=first, bias=None), Conv(last, group=conv.group)),))
+    return rewrite.with_bias(free_bias(conv, rewrite.dense(conv), metric.input).astype(dtype))

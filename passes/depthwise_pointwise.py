@@ -1,0 +1,87 @@
+"""Depthwise + pointwise: a sum of depthwise separable convolutions.
+
+    [M, C/g, *k]  ->  Σ_r [C, 1, *k] in C groups with all spatial attributes -> [M, C/g, 1] in g groups
+
+    Ŵ[m, c, t] = Σ_r P_r[m, c] D_r[c, t]
+
+One branch a rank and no depthwise multiplier, which falls off the fast path of ONNX Runtime. Rank 1 is the
+classical depthwise separable convolution; network decoupling (Guo et al. 2018, arXiv 1808.05517) is the
+data-free optimum, an SVD of every W[:, c], and a start here. The fit minimises the error over P and D at
+once: `factor.separable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from passes.base import Rank
+from rewriter.conv import Conv, Grid, Metric, Rewrite, free_bias
+from rewriter.factor import separable
+
+# A rewrite with more multiply-adds than this share of the original's cannot pay.
+WORTHWHILE = 0.95
+# More branches are dearer than a spatial factorisation of the same error.
+MOST = 4
+# With fewer channels a group the pointwise convolutions are too thin for any vector unit.
+THIN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DepthwisePointwise:
+    """Rank (r,): the branches."""
+
+    name: ClassVar[str] = "depthwise_pointwise"
+
+    def refuse(self, conv: Conv) -> str | None:
+        """A depthwise or pointwise convolution, or one with too few channels."""
+        if conv.depthwise:
+            return "it is depthwise already"
+        if conv.taps == 1:
+            return "its kernel has one tap: there is nothing to convolve depthwise"
+        if conv.weight.shape[1] < THIN:
+            return f"it reads only {conv.weight.shape[1]} channels a group"
+        if not _affordable(conv):
+            return f"the weight {conv.weight.shape} in {conv.group} groups has no cheaper branches"
+        return None
+
+    def ranks(self, conv: Conv, grid: Grid) -> Sequence[Rank]:
+        """One to four branches, as long as they are cheaper than the original."""
+        return [(rank,) for rank in range(1, _affordable(conv) + 1)]
+
+    def rewrites(self, conv: Conv, ranks: Sequence[Rank], metric: Metric) -> Iterator[Rewrite]:
+        """The fit at each rank; a rank above the exact one gives the exact one."""
+        channels = conv.weight.shape[1]
+        fits = [
+            separable.blocks_then_dense(W, C, A, [(channels, rank) for (rank,) in ranks])
+            for W, C, A in zip(
+                conv.matrix, metric.covariance, metric.weights(*conv.matrix.shape[:2]), strict=True
+            )
+        ]
+        dtype = conv.weight.dtype
+        ones = (1,) * len(conv.kernel_shape)
+        for fit in zip(*fits, strict=True):
+            # [r, C, 1, *k] and [r, M, C/g, *1], the groups of the original one after the other.
+            first = np.concatenate([D.transpose(1, 0, 2) for D, _ in fit], axis=1).astype(dtype)
+            last = np.concatenate([P.transpose(2, 0, 1) for _, P in fit], axis=1).astype(dtype)
+            branches = [
+                (
+                    conv.with_(
+                        weight=D.reshape(-1, 1, *conv.kernel_shape), bias=None, group=conv.in_channels
+                    ),
+                    Conv(P.reshape(*P.shape, *ones), group=conv.group),
+                )
+                for D, P in zip(first, last, strict=True)
+            ]
+            rewrite = Rewrite(tuple(branches))
+            yield rewrite.with_bias(free_bias(conv, rewrite.dense(conv), metric.input).astype(dtype))
+
+
+def _affordable(conv: Conv) -> int:
+    """The most branches that are cheaper: r (T + m) = WORTHWHILE·T m, m the output channels of a group."""
+    outputs = conv.out_channels // conv.group
+    limit = WORTHWHILE * conv.taps * outputs / (conv.taps + outputs)
+    return min(MOST, int(limit), conv.taps, outputs)

@@ -1,0 +1,97 @@
+"""Grouped + pointwise: the kernel in groups of channels, then a pointwise convolution over all of them.
+
+    [M, C/g, *k]  ->  [R, n, *k] in C/n groups with all spatial attributes -> [M, R/g, 1] in g groups
+
+    Ŵ[m, b c t] = Σ_j P[m, b j] D[b j, c t],        b the block of n channels, j one of its R n / C channels
+
+Peng et al., ECCV 2018 (filter group approximation), data-free, an SVD of every W[:, b]: a start here. With n = 1
+this is depthwise + pointwise with a multiplier, with n = C/g channel SVD; both are passes of their own. The fit
+minimises the error over P and D at once: `factor.separable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from passes.base import Rank
+from rewriter.conv import Conv, Grid, Metric, Rewrite, free_bias
+from rewriter.factor import separable
+
+# A rewrite with more multiply-adds than this share of the original's cannot pay.
+WORTHWHILE = 0.95
+# Every rank is a fit and a measurement.
+MOST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedPointwise:
+    """Rank (n, R): the channels that a group reads, and the channels that all groups together write.
+
+    The groups are C/n, so n divides C/g and C/n divides R. Groups of n channels nest in those of a multiple of n:
+    the error falls, or stays, as n is multiplied or R grows.
+    """
+
+    name: ClassVar[str] = "grouped_pointwise"
+
+    def refuse(self, conv: Conv) -> str | None:
+        """A depthwise or pointwise convolution, or one with too few channels."""
+        if conv.depthwise:
+            return "it is depthwise already"
+        if conv.taps == 1:
+            return "its kernel has one tap: in groups it would be a pointwise convolution before another"
+        if conv.weight.shape[1] < 4 or conv.weight.shape[1] % 2:
+            return f"the {conv.weight.shape[1]} channels that a group reads have no groups of their own"
+        return None
+
+    def ranks(self, conv: Conv, grid: Grid) -> Sequence[Rank]:
+        """Channels a group reads and writes on the grid; all pairs that are cheaper, thinned evenly in cost."""
+        block, channels = grid.block, conv.in_channels
+        outputs = conv.out_channels // conv.group
+        found = []
+        for size in range(block, conv.weight.shape[1] // 2 + 1, block):
+            if conv.weight.shape[1] % size:
+                continue
+            groups = channels // size
+            for written in range(block, min(size * conv.taps, outputs) + 1, block):
+                share = _share(conv, size, groups * written)
+                if share < WORTHWHILE:
+                    found.append((share, (size, groups * written)))
+        found.sort()
+        if len(found) > MOST:
+            wanted = np.geomspace(found[0][0], found[-1][0], MOST)
+            shares = np.array([share for share, _ in found])
+            found = [found[i] for i in sorted({int(np.abs(shares - share).argmin()) for share in wanted})]
+        return [rank for _, rank in found]
+
+    def rewrites(self, conv: Conv, ranks: Sequence[Rank], metric: Metric) -> Iterator[Rewrite]:
+        """The fit at each rank; channels above the exact number are left out."""
+        channels = conv.weight.shape[1]
+        wanted = [(channels // size, written // (conv.in_channels // size)) for size, written in ranks]
+        fits = [
+            separable.blocks_then_dense(W, C, A, wanted)
+            for W, C, A in zip(
+                conv.matrix, metric.covariance, metric.weights(*conv.matrix.shape[:2]), strict=True
+            )
+        ]
+        dtype = conv.weight.dtype
+        ones = (1,) * len(conv.kernel_shape)
+        for (blocks, _), fit in zip(wanted, zip(*fits, strict=True), strict=True):
+            first = np.concatenate([D.reshape(-1, D.shape[2]) for D, _ in fit]).astype(dtype)
+            last = np.concatenate([P.reshape(len(P), -1) for _, P in fit]).astype(dtype)
+            grouped = conv.with_(
+                weight=first.reshape(-1, channels // blocks, *conv.kernel_shape),
+                bias=None,
+                group=conv.group * blocks,
+            )
+            rewrite = Rewrite(((grouped, Conv(last.reshape(*last.shape, *ones), group=conv.group)),))
+            yield rewrite.with_bias(free_bias(conv, rewrite.dense(conv), metric.input).astype(dtype))
+
+
+def _share(conv: Conv, size: int, written: int) -> float:
+    """The multiply-adds of rank (size, written) over those of the original."""
+    pointwise = conv.out_channels * written // conv.group
+    return (written * size * conv.taps + pointwise) / float(conv.weight.size)

@@ -1,0 +1,219 @@
+"""The arithmetic of drift: one value a sample from the outputs of two models, and intervals of averages.
+
+Outputs have the batch as their first axis, `[n, ...]`; the values of n samples are float64 `[n]`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+# Rows of float16 or rounded probabilities sum to one within this.
+_SUM_TOLERANCE: Final = 1e-3
+_LEAST_MAP_CLASSES: Final = 4
+_MOST_MAP_CLASSES: Final = 1000
+# Below this a probability is rounding: it bounds the divergence instead of making it infinite.
+_LEAST_PROBABILITY: Final = 1e-12
+# An output that hits its target image exactly counts as this many dB, not as infinitely many.
+_MOST_PSNR_DB: Final = 100.0
+# Targets beyond this are taken for 0 to 255 (images in 0 to 1 overshoot a little when they are made by
+# models).
+_UNIT_PEAK: Final = 1.5
+
+_RESAMPLES: Final = 2000
+_CHUNK: Final = 4_000_000
+_Z: Final = 1.959964  # 97.5 % point of the normal distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Where the classes are in an output that looks like class scores or a class map.
+
+    Attributes:
+        axis: The axis of the classes in `[n, ...]`.
+        probabilities: Whether they sum to one, else they are logits.
+        single: Whether there is one row of scores a sample, else one a pixel or position.
+    """
+
+    axis: int
+    probabilities: bool
+    single: bool
+
+
+def scores(output: Array) -> Scores | None:
+    """Returns how to read an output as class scores, or None where it does not look like any.
+
+    `[n, C]` and `[n, C, 1, 1]` with C >= 2 are scores. `[n, C, h, w]` is a class map where it sums to one
+    over C, or where 4 <= C <= 1000: with fewer channels it is more likely an image. Three axes count only
+    where they sum to one over the second or the last. Whether scores are probabilities is likewise read from
+    the values.
+    """
+    if output.size == 0 or not np.issubdtype(output.dtype, np.floating) or output.ndim not in (2, 3, 4):
+        return None
+    sizes = output.shape
+    if output.ndim == 3:
+        found = next((axis for axis in (1, 2) if sizes[axis] >= 2 and _sums_to_one(output, axis)), None)
+        return None if found is None else Scores(found, probabilities=True, single=False)
+    if sizes[1] < 2:
+        return None
+    single = all(size == 1 for size in sizes[2:])
+    probabilities = _sums_to_one(output, 1)
+    if single or probabilities or _LEAST_MAP_CLASSES <= sizes[1] <= _MOST_MAP_CLASSES:
+        return Scores(1, probabilities, single)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Distances:
+    """What every output is measured by, for each of n samples.
+
+    Attributes:
+        error: Sum of squared differences `[n]`; infinite where the second model made a NaN or an infinity.
+        energy: Sum of squares of the first model's output `[n]`.
+        largest: Largest absolute difference `[n]`.
+        cosine: Cosine distance `[n]`.
+    """
+
+    error: Floats
+    energy: Floats
+    largest: Floats
+    cosine: Floats
+
+
+def distances(before: Array, after: Array) -> Distances:
+    """Returns the distances between outputs `[n, ...]`; what is alike NaN or infinite in both is left out."""
+    b = before.reshape(len(before), -1).astype(np.float64)
+    a = after.reshape(len(after), -1).astype(np.float64)
+    odd = ~np.isfinite(b)
+    spoilt = np.zeros(len(b), dtype=bool)
+    if odd.any() or not np.isfinite(a).all():
+        same = (b == a) | (np.isnan(b) & np.isnan(a))
+        spoilt = (~same & (odd | ~np.isfinite(a))).any(axis=1)
+        keep = np.isfinite(b) & np.isfinite(a)
+        b, a = np.where(keep, b, 0.0), np.where(keep, a, 0.0)
+    d = a - b
+    error, energy, other = (np.einsum("nk,nk->n", x, x) for x in (d, b, a))
+    norms = np.sqrt(energy) * np.sqrt(other)
+    dot = np.einsum("nk,nk->n", b, a)
+    cosine = 1.0 - np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0)
+    cosine[(energy == 0) & (other == 0)] = 0.0
+    largest = np.abs(d).max(axis=1, initial=0.0)
+    for values in (error, largest, cosine):
+        values[spoilt] = np.inf
+    # rounding leaves some 1e-16 of either sign where the two are parallel
+    return Distances(error, energy, largest, np.maximum(cosine, 0.0))
+
+
+def kl(before: Array, after: Array, how: Scores) -> Floats:
+    """Returns Σ_c p_c (ln p_c - ln q_c) in nats, first scores p, second q, averaged over a sample's rows."""
+    p, q = _log_probabilities(_rows(before, how), how), _log_probabilities(_rows(after, how), how)
+    divergence: Floats = np.einsum("nrc,nrc->nr", np.exp(p), p - q).mean(axis=1)
+    return np.maximum(divergence, 0.0)
+
+
+def flips(before: Array, after: Array, how: Scores) -> Floats:
+    """Returns the per cent of a sample's rows whose highest class is another."""
+    changed = _rows(before, how).argmax(axis=2) != _rows(after, how).argmax(axis=2)
+    share: Floats = changed.mean(axis=1, dtype=np.float64)
+    return 100.0 * share
+
+
+def hits(output: Array, labels: Array, how: Scores, top: int) -> Floats:
+    """Returns the per cent of a sample's labelled rows whose label is among the highest `top` classes.
+
+    Labels outside the classes (255 or -1, as usual for "ignore") are left out; NaN where nothing is labelled.
+    """
+    rows = _rows(output, how)
+    wanted = labels.reshape(len(rows), -1, 1)
+    counted = (wanted >= 0) & (wanted < rows.shape[2])
+    own = np.take_along_axis(rows, np.where(counted, wanted, 0), axis=2)
+    # ties count by their order, as argmax does
+    earlier = np.arange(rows.shape[2]) < wanted
+    above = ((rows > own) | ((rows == own) & earlier)).sum(axis=2, keepdims=True)
+    right = ((above < top) & counted).sum(axis=(1, 2))
+    total = counted.sum(axis=(1, 2))
+    result = np.full(len(rows), np.nan)
+    np.divide(100.0 * right, total, out=result, where=total > 0)
+    return result
+
+
+def peak_of(target: Array) -> float:
+    """Returns the peak of an image target by its range: 1, or 255."""
+    return 1.0 if float(np.max(target, initial=0.0)) <= _UNIT_PEAK else 255.0
+
+
+def psnr_db(output: Array, target: Array, peak: float) -> Floats:
+    """Returns 10 log10(peak² / mean squared error) against the target, outputs clipped to [0, peak]."""
+    d = np.clip(output.astype(np.float64), 0.0, peak) - target.astype(np.float64)
+    error = np.square(d).reshape(len(d), -1).mean(axis=1)
+    least = peak**2 * 10.0 ** (-_MOST_PSNR_DB / 10)
+    ratio: Floats = peak**2 / np.maximum(error, least)
+    return 10.0 * np.log10(ratio)
+
+
+def _sums_to_one(output: Array, axis: int) -> bool:
+    values = output.astype(np.float64)
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1 + _SUM_TOLERANCE:
+        return False
+    return bool(np.abs(values.sum(axis=axis) - 1.0).max() <= _SUM_TOLERANCE)
+
+
+def _rows(output: Array, how: Scores) -> Floats:
+    """Returns scores as `[n, rows, classes]`."""
+    moved = np.moveaxis(output, how.axis, -1)
+    return moved.reshape(len(output), -1, moved.shape[-1]).astype(np.float64)
+
+
+def _log_probabilities(rows: Floats, how: Scores) -> Floats:
+    if how.probabilities:
+        return np.log(np.maximum(rows, _LEAST_PROBABILITY))
+    shifted = rows - rows.max(axis=2, keepdims=True)
+    logs: Floats = shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True))
+    return np.maximum(logs, np.log(_LEAST_PROBABILITY))
+
+
+def relative(error: Floats, energy: Floats) -> Floats:
+    """Returns sqrt(error / energy), elementwise: 0 of nothing over nothing, infinite of something over it."""
+    ratio = np.where(error > 0, np.inf, 0.0)
+    np.divide(error, energy, out=ratio, where=(energy > 0) & np.isfinite(error))
+    return np.sqrt(ratio)
+
+
+def resampled(sums: Floats, seed: int, *, largest: bool = False) -> Floats:
+    """Returns bootstrap averages over samples, `[..., n]` -> `[..., resamples]`, one draw for all rows."""
+    rng = np.random.default_rng(seed)
+    count = sums.shape[-1]
+    chunk = max(min(_RESAMPLES, _CHUNK // (count * max(sums.size // count, 1))), 1)
+    result = np.empty((*sums.shape[:-1], _RESAMPLES))
+    for start in range(0, _RESAMPLES, chunk):
+        size = min(chunk, _RESAMPLES - start)
+        drawn = sums[..., rng.integers(count, size=(size, count))]
+        result[..., start : start + size] = drawn.max(axis=-1) if largest else drawn.mean(axis=-1)
+    return result
+
+
+def proportion(values: Floats) -> tuple[float, float]:
+    """Returns the 95 % interval of a share of samples, in per cent (Wilson 1927): sound at 0 hits too."""
+    count = len(values)
+    share = float(np.mean(values)) / 100.0
+    centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    return 100.0 * max(centre - half, 0.0), 100.0 * min(centre + half, 1.0)
+
+
+def paired(values: Floats) -> tuple[float, float]:
+    """Returns the 95 % interval of a difference of paired shares, in points, from values -100, 0 and 100.
+
+    Half a sample is added to each of the four cells of the table (Agresti and Min 2005, section 4), so that
+    it is sound where no sample changed.
+    """
+    lost, won = float((values > 0).sum()) + 0.5, float((values < 0).sum()) + 0.5
+    count = len(values) + 2.0
+    mean = (lost - won) / count
+    half = _Z * math.sqrt(lost + won - (lost - won) ** 2 / count) / count
+    return 100.0 * max(mean - half, -1.0), 100.0 * min(mean + half, 1.0)

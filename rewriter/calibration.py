@@ -1,0 +1,212 @@
+"""Samples -> the metric of every site, streaming.
+
+A `Walk` runs a model over all samples from site to site and keeps only the tensors that are still needed, so that a
+pass over a whole network costs one inference of it, whatever the number of sites, and the sites in front may have been
+rewritten by the time the walk comes to the next. At a site, `moments` draws patches over the whole map, borders
+included, and sums their products in float32 blocks, the blocks in float64.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg
+import scipy.linalg.blas
+
+from rewriter import graph
+from rewriter.conv import Array, Conv, Ints, Moments, Rewrite
+from rewriter.runtime import Session, Target
+from rewriter.samples import Feeds
+
+Positions = list[npt.NDArray[np.intp]]
+
+# Patches for each value of a patch: the excess error of a fit from 20 times as many patches is about 3 % (measured).
+PATCHES_PER_VALUE = 20
+# Patches whose products are summed in float32 before they are added up in float64.
+_BLOCK = 4096
+
+
+class Walk:
+    """Runs a model over batches of samples, site by site.
+
+    Call `inputs` and `provide` in turn, once a site in the order given, then `outputs`.
+
+    Args:
+        model: The model.
+        sites: The sites at which to stop, in the order of the graph.
+        batches: The model's inputs.
+        target: Where to run it.
+    """
+
+    def __init__(
+        self, model: graph.Model, sites: Sequence[graph.Site], batches: Sequence[Feeds], target: Target
+    ) -> None:
+        self._sites = list(sites)
+        self._segments = graph.segments(model, sites)
+        self._target = target
+        self._live: list[dict[str, npt.NDArray[Any]]] = [dict(batch) for batch in batches]
+        self._names = tuple(model.outputs)
+        self._next = 0
+
+    def inputs(self) -> list[Array]:
+        """The input of the next site, one array a batch."""
+        self._run()
+        name = self._sites[self._next].input
+        return [live[name] for live in self._live]
+
+    def provide(self, outputs: Sequence[Array]) -> None:
+        """Take the output of that site, one array a batch, and go on."""
+        name = self._sites[self._next].output
+        for live, output in zip(self._live, outputs, strict=True):
+            live[name] = output
+        self._next += 1
+
+    def tensor(self, name: str) -> list[npt.NDArray[Any]] | None:
+        """Another tensor that is alive at the site, one array a batch, or None where it is not."""
+        if any(name not in live for live in self._live):
+            return None
+        return [live[name] for live in self._live]
+
+    def outputs(self) -> list[list[npt.NDArray[Any]]]:
+        """The model's outputs behind the last site, one list a batch."""
+        self._run()
+        return [[live[name] for name in self._names] for live in self._live]
+
+    @property
+    def live_bytes(self) -> int:
+        """The memory of what is alive now."""
+        return sum(array.nbytes for live in self._live for array in live.values())
+
+    def _run(self) -> None:
+        segment = self._segments[self._next]
+        piece = segment.model
+        session = None if piece is None else Session(piece, self._target)
+        for live in self._live:
+            if session is not None:
+                feeds = {name: live[name] for name in segment.inputs}
+                live.update(session.run(feeds, segment.outputs))
+            for name in live.keys() - set(segment.live):
+                del live[name]
+
+
+def apply(rewrite: Rewrite, inputs: Sequence[Array], target: Target) -> list[Array]:
+    """The outputs `[N, M, ...]` of a rewrite for inputs `[N, C, ...]`, one a batch."""
+    session = Session(graph.rewrite_model(rewrite), target)
+    (name,), (output,) = session.input_names, session.output_names
+    return [session.run({name: batch})[output] for batch in inputs]
+
+
+def draw(conv: Conv, shapes: Sequence[Ints], seed: int) -> Positions:
+    """Output positions (flat over n and the map, sorted) of a site, as many as its fit wants, one array a batch."""
+    sizes = [shape[0] * prod(conv.out_size(shape[2:])) for shape in shapes]
+    wanted = PATCHES_PER_VALUE * conv.matrix.shape[2]
+    share = min(1.0, wanted / max(sum(sizes), 1))
+    rng = np.random.default_rng(seed)
+    return [np.sort(rng.choice(size, max(1, round(share * size)), replace=False)) for size in sizes]
+
+
+def patches(conv: Conv, batch: Array, positions: npt.NDArray[np.intp]) -> Array:
+    """What the kernel sees at some output positions of a batch `[N, C, ...]`: float32 `[G, P, K]`."""
+    axes = len(conv.kernel_shape)
+    pads = [(0, 0), (0, 0), *zip(conv.pads[:axes], conv.pads[axes:], strict=True)]
+    padded = np.pad(batch, pads) if any(conv.pads) else batch
+    out_size = conv.out_size(batch.shape[2:])
+    steps = padded.strides[2:]
+    windows = np.lib.stride_tricks.as_strided(
+        padded,
+        (*padded.shape[:2], *out_size, *conv.kernel_shape),
+        (
+            *padded.strides[:2],
+            *(step * stride for step, stride in zip(steps, conv.strides, strict=True)),
+            *(step * dilation for step, dilation in zip(steps, conv.dilations, strict=True)),
+        ),
+        writeable=False,
+    )
+    sample, *place = np.unravel_index(positions, (len(batch), *out_size))
+    seen = windows[(sample, slice(None), *place)]
+    return np.ascontiguousarray(seen.reshape(len(positions), conv.group, -1).swapaxes(0, 1), np.float32)
+
+
+def rows(output: Array, positions: npt.NDArray[np.intp]) -> Array:
+    """A site's output `[N, M, ...]` at the same positions: `[P, M]`."""
+    flat = output.reshape(*output.shape[:2], -1)
+    sample, place = np.divmod(positions, flat.shape[2])
+    return flat[sample, :, place]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Joint:
+    """Moments of the patches of a site together with the output that is wanted for them.
+
+    Attributes:
+        input: Of the patches.
+        cross: Covariance of wanted output and patch, `[G, M/G, K]`.
+        mean: Of the wanted output, `[M]`.
+    """
+
+    input: Moments
+    cross: Array
+    mean: Array
+
+
+def moments(conv: Conv, inputs: Sequence[Array], positions: Positions) -> Moments:
+    """The moments of the patches of a site for its inputs `[N, C, ...]`, one a batch."""
+    return joint(conv, inputs, None, positions).input
+
+
+def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, positions: Positions) -> Joint:
+    """The joint moments of inputs `[N, C, ...]` and wanted outputs `[N, M, ...]` of a site, one each a batch.
+
+    Without wanted outputs `cross` and `mean` are empty.
+    Values are taken relative to the mean of the first block, so that the products lose nothing to a large mean.
+    """
+    group, _, size = conv.matrix.shape
+    channels = 0 if wanted is None else conv.matrix.shape[1]
+    second = np.zeros((group, size, size))
+    cross = np.zeros((group, channels, size))
+    total, wanted_total = np.zeros((group, size)), np.zeros((group, channels))
+    pivot = wanted_pivot = None
+    count = 0
+    for x, y in _blocks(conv, inputs, wanted, positions):
+        if pivot is None:
+            pivot = x.mean(1, keepdims=True)
+            wanted_pivot = y.mean(1, keepdims=True)
+        x = x - pivot
+        y = y - wanted_pivot
+        for g in range(group):
+            # the lower triangle of x[g]ᵀ x[g]: half the work of the product
+            second[g] += scipy.linalg.blas.ssyrk(1.0, x[g].T, lower=1)
+            cross[g] += y[g].T @ x[g]
+        total += x.sum(1, dtype=np.float64)
+        wanted_total += y.sum(1, dtype=np.float64)
+        count += x.shape[1]
+    assert pivot is not None
+    assert wanted_pivot is not None
+    mean, wanted_mean = total / count, wanted_total / count
+    for g in range(group):
+        lower = np.tril(second[g], -1)
+        second[g] = np.tril(second[g]) + lower.T
+        second[g] /= count
+        second[g] -= np.outer(mean[g], mean[g])
+        cross[g] /= count
+        cross[g] -= np.outer(wanted_mean[g], mean[g])
+    return Joint(
+        Moments(second, mean + pivot[:, 0], count), cross, (wanted_mean + wanted_pivot[:, 0]).reshape(-1)
+    )
+
+
+def _blocks(
+    conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, positions: Positions
+) -> Iterator[tuple[Array, Array]]:
+    """Blocks of patches `[G, P, K]` and of the outputs wanted for them `[G, P, M/G]` (empty where none are)."""
+    for index, (batch, chosen) in enumerate(zip(inputs, positions, strict=True)):
+        for start in range(0, len(chosen), _BLOCK):
+            part = chosen[start : start + _BLOCK]
+            x = patches(conv, batch, part)
+            if wanted is None:
+                yield x, np.zeros((conv.group, len(part), 0), np.float32)
+            else:
+                yield x, rows(wanted[index], part).reshape(len(part), conv.group, -1).swapaxes(0, 1)

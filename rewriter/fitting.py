@@ -1,0 +1,232 @@
+"""Passes and metrics -> rewrites: the survey of every candidate, and the refit of the chosen ones front to back."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rewriter import calibration, linalg
+from rewriter.calibration import Joint, Walk
+from rewriter.conv import (
+    Array,
+    Conv,
+    Grid,
+    Metric,
+    Refusal,
+    Rewrite,
+    relative_error,
+)
+from rewriter.graph import Model, Site
+from rewriter.plan import Candidate
+from rewriter.runtime import Target
+from rewriter.samples import Feeds
+
+if TYPE_CHECKING:
+    from passes.base import Pass
+
+Progress = Callable[[str, int, int], None]
+
+# The survey's probe: the candidate of a site whose relative error comes nearest to this stands for small drifts.
+_PROBE_ERROR = 0.1
+# A candidate worse than this keeps less than two thirds of the output's variance; no budget will ever take it.
+_WORST_ERROR = 0.35
+# Ridges towards the original kernel, relative to the mean eigenvalue of the patch covariance.
+_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+# Of the samples, what the strength of the ridge is judged on.
+_HELD = 0.25
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Survey:
+    """What the passes make of one site.
+
+    Attributes:
+        site: The site.
+        candidates: With skeletons in place of weights; the site as it is comes first.
+        refusals: Of the passes that cannot take it.
+        probe: One fitted rewrite, for trying how much the outputs care about this site; None without candidates.
+        probe_error: Its relative squared error.
+    """
+
+    site: Site
+    candidates: tuple[Candidate, ...]
+    refusals: tuple[Refusal, ...]
+    probe: Rewrite | None
+    probe_error: float
+
+
+def survey(
+    model: Model,
+    sites: Sequence[Site],
+    sizes: Mapping[str, tuple[int, ...]],
+    passes: Sequence["Pass"],
+    grid: Grid,
+    batches: Sequence[Feeds],
+    seed: int,
+    target: Target,
+    progress: Progress,
+) -> list[Survey]:
+    """Every rewrite of every site, fitted to the activations of the original model.
+
+    Args:
+        model: The original.
+        sites: Its sites, in the order of the graph.
+        sizes: The spatial size of each site's input as deployed, by site name.
+        passes: What to try.
+        grid: The target's grid of ranks.
+        batches: Samples to fit to.
+        seed: Draws the patches.
+        target: Where to run the model.
+        progress: Told after every site.
+    """
+    walk = Walk(model, sites, batches, target)
+    found = []
+    for index, site in enumerate(sites):
+        inputs = walk.inputs()
+        identity = Rewrite(((site.conv,),))
+        refusals, willing = [], []
+        for each in passes:
+            if reason := each.refuse(site.conv):
+                refusals.append(Refusal(site.name, each.name, reason))
+            elif ranks := each.ranks(site.conv, grid):
+                willing.append((each, ranks))
+            else:
+                reason = "no rank on the target's grid is cheaper than the original"
+                refusals.append(Refusal(site.name, each.name, reason))
+        candidates = [
+            Candidate(site.name, None, (), skeleton(identity), identity.cost(sizes[site.name]), 0.0)
+        ]
+        probe, probe_error = None, 0.0
+        if willing:
+            positions = calibration.draw(site.conv, [batch.shape for batch in inputs], seed)
+            metric = Metric(calibration.moments(site.conv, inputs, positions))
+            for each, ranks in willing:
+                for rank, rewrite in zip(ranks, each.rewrites(site.conv, ranks, metric), strict=True):
+                    error = relative_error(site.conv, rewrite, metric)
+                    if error > _WORST_ERROR:
+                        continue
+                    cost = rewrite.cost(sizes[site.name])
+                    candidates.append(
+                        Candidate(site.name, each.name, rank, skeleton(rewrite), cost, error**2)
+                    )
+                    if probe is None or _off(error) < _off(probe_error):
+                        probe, probe_error = rewrite, error
+        found.append(Survey(site, tuple(candidates), tuple(refusals), probe, probe_error**2))
+        walk.provide(calibration.apply(identity, inputs, target))
+        progress("fitting", index + 1, len(sites))
+    return found
+
+
+def _off(error: float) -> float:
+    return abs(float(np.log(max(error, 1e-12) / _PROBE_ERROR)))
+
+
+def skeleton(rewrite: Rewrite) -> Rewrite:
+    """The same stages with constant weights that take no memory."""
+
+    def hollow(array: Array | None) -> Array | None:
+        return None if array is None else np.broadcast_to(np.float32(0.01), array.shape)
+
+    return Rewrite(
+        tuple(
+            tuple(stage.with_(weight=hollow(stage.weight), bias=hollow(stage.bias)) for stage in branch)
+            for branch in rewrite.branches
+        )
+    )
+
+
+def refit(
+    model: Model,
+    chosen: Sequence[tuple[Site, Candidate]],
+    passes: Sequence["Pass"],
+    batches: Sequence[Feeds],
+    seed: int,
+    target: Target,
+    progress: Progress,
+) -> list[tuple[Site, Rewrite]]:
+    """The chosen rewrites fitted front to back: inputs from the rewritten network, targets from the original.
+
+    Each site repairs what the sites before it left wrong as far as its form can (the asymmetric reconstruction of
+    Zhang et al. 2015, section 3.3). In front of a residual Add the target is what makes the sum right (He et al.
+    2017, section 3.3).
+
+    Args:
+        model: The original.
+        chosen: Sites in the order of the graph with their candidates.
+        passes: Where to look the candidates' passes up by name.
+        batches: Samples to fit to.
+        seed: Draws the patches.
+        target: Where to run the model.
+        progress: Told after every site.
+    """
+    by_name = {each.name: each for each in passes}
+    sites = [site for site, _ in chosen]
+    original, rewritten = Walk(model, sites, batches, target), Walk(model, sites, batches, target)
+    done = []
+    for index, (site, candidate) in enumerate(chosen):
+        assert candidate.pass_name is not None
+        outputs = calibration.apply(Rewrite(((site.conv,),)), original.inputs(), target)
+        inputs = rewritten.inputs()
+        wanted = _with_shortcut(site, outputs, original, rewritten)
+        conv, moments = _retarget(site.conv, inputs, wanted, seed)
+        (rewrite,) = by_name[candidate.pass_name].rewrites(conv, [candidate.rank], Metric(moments.input))
+        done.append((site, rewrite))
+        original.provide(outputs)
+        rewritten.provide(calibration.apply(rewrite, inputs, target))
+        progress("refitting", index + 1, len(chosen))
+    return done
+
+
+def _with_shortcut(site: Site, outputs: list[Array], original: Walk, rewritten: Walk) -> list[Array]:
+    """The outputs wanted of a site: its own, and in front of an Add what its rewritten shortcut lacks."""
+    if site.shortcut is None:
+        return outputs
+    right, wrong = original.tensor(site.shortcut), rewritten.tensor(site.shortcut)
+    if right is None or wrong is None or right[0].shape != outputs[0].shape:
+        return outputs
+    return [y + (s - t) for y, s, t in zip(outputs, right, wrong, strict=True)]
+
+
+def _retarget(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array], seed: int) -> tuple[Conv, Joint]:
+    """The convolution that best makes the wanted outputs from the given inputs, and the moments it was fitted to.
+
+    M = W + (C_yx - W C)(C + λI)⁻¹, shrunk towards W by λ, the strength (or M = W) chosen on held samples.
+    """
+    positions = calibration.draw(conv, [batch.shape for batch in inputs], seed)
+    held = max(1, round(_HELD * len(inputs))) if len(inputs) > 1 else 0
+    fit = calibration.joint(conv, inputs[held:], wanted[held:], positions[held:])
+    if held == 0:
+        return _with_mean(conv, conv.matrix, fit), fit
+    hold = calibration.joint(conv, inputs[:held], wanted[:held], positions[:held])
+    best = np.asarray(conv.matrix, np.float64)
+    least = _held_error(best, fit, hold)
+    lacking = fit.cross - best @ fit.input.covariance
+    scale = np.trace(fit.input.covariance, axis1=1, axis2=2) / fit.input.covariance.shape[1]
+    for ridge in _RIDGES:
+        step = np.stack(
+            [
+                linalg.ridge_solve(c, d.T, ridge * s).T
+                for c, d, s in zip(fit.input.covariance, lacking, scale, strict=True)
+            ]
+        )
+        trial = conv.matrix + step
+        error = _held_error(trial, fit, hold)
+        if error < least:
+            best, least = trial, error
+    return _with_mean(conv, best, fit), fit
+
+
+def _with_mean(conv: Conv, matrix: Array, fit: Joint) -> Conv:
+    """A convolution with another kernel whose mean output is the wanted one."""
+    bias = fit.mean - np.einsum("gmk,gk->gm", matrix, fit.input.mean).reshape(-1)
+    return conv.with_(weight=matrix.reshape(conv.weight.shape), bias=bias)
+
+
+def _held_error(matrix: Array, fit: Joint, hold: Joint) -> float:
+    """Mean squared error on the held samples, less the variance of the wanted output, which no kernel changes."""
+    spread = np.sum((matrix @ hold.input.covariance) * matrix) - 2 * np.sum(matrix * hold.cross)
+    drift = (hold.mean - fit.mean).reshape(matrix.shape[:2]) - np.einsum(
+        "gmk,gk->gm", matrix, hold.input.mean - fit.input.mean
+    )
+    return float(spread + np.sum(drift**2))

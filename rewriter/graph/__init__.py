@@ -1,0 +1,46 @@
+"""ONNX models: load, find convolutions, put rewrites in their place, save. The only package that knows ONNX.
+
+    files       load and save                          model      a model as it came
+    sites       every convolution: Site or Refusal     analysis   who makes and takes what (graphsurgeon)
+    splice      rewrites into the model                emit       a rewrite as nodes
+    unpin, fold steps that need no rewrite             segments   a model in pieces between its sites
+    probes      small models to time and to check      views      other outputs, other input sizes
+    describe    a model in text
+
+What is not rewritten comes out as it came, byte for byte.
+"""
+
+from rewriter.graph.describe import describe
+from rewriter.graph.files import Source, check_output, load, save
+from rewriter.graph.fold import fold
+from rewriter.graph.followers import Follower
+from rewriter.graph.model import Model
+from rewriter.graph.probes import block_probe, probe, read_block, rewrite_model
+from rewriter.graph.segments import Segment, segments
+from rewriter.graph.sites import Site, find_sites
+from rewriter.graph.splice import splice
+from rewriter.graph.unpin import unpin
+from rewriter.graph.views import with_outputs, with_shapes
+
+__all__ = [
+    "Follower",
+    "Model",
+    "Segment",
+    "Site",
+    "Source",
+    "block_probe",
+    "check_output",
+    "describe",
+    "find_sites",
+    "fold",
+    "load",
+    "probe",
+    "read_block",
+    "rewrite_model",
+    "save",
+    "segments",
+    "splice",
+    "unpin",
+    "with_outputs",
+    "with_shapes",
+]

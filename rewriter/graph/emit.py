@@ -1,0 +1,106 @@
+"""Writes a rewrite as ONNX nodes: a chain of Conv for each branch, and Adds between the branches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from rewriter.conv import Array, Conv, Rewrite
+from rewriter.graph.scope import Names
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Emitted:
+    """Nodes in the order of computation, and the weights that they take."""
+
+    nodes: tuple[onnx.NodeProto, ...]
+    initializers: tuple[onnx.TensorProto, ...]
+
+
+def emit(rewrite: Rewrite, name: str, given: str, output: str, names: Names, opset: int) -> Emitted:
+    """The nodes of a rewrite, from the tensor `given` to the tensor `output`.
+
+    The branches are summed from the left, each Add taking the sum so far first: ONNX Runtime computes such an
+    Add within the convolution before it.
+
+    Args:
+        rewrite: What is to be written.
+        name: The name of the site; those of the nodes begin with it and say what each does.
+        given: Name of the input tensor.
+        output: Name of the output tensor.
+        names: Where new names come from.
+        opset: The version of ONNX's operators.
+    """
+    nodes: list[onnx.NodeProto] = []
+    initializers: list[onnx.TensorProto] = []
+    several = len(rewrite.branches) > 1
+    # ONNX Runtime has no Add older than opset 7, and fuses a Sum of two just as well.
+    add = "Add" if opset >= 7 else "Sum"
+    total = ""
+    for index, branch in enumerate(rewrite.branches):
+        prefix = f"{name}/{index}" if index else name
+        tensor = given
+        for stage, word in zip(branch, _words(branch), strict=True):
+            alone = len(branch) == 1 and not several
+            node_name = names.new(name if alone else f"{prefix}/{word}")
+            last = stage is branch[-1] and not several
+            target = output if last else names.new(f"{node_name}_output")
+            weights = _weights(stage, node_name, names)
+            inputs = [tensor, *(weight.name for weight in weights)]
+            nodes.append(_node(stage, node_name, inputs, target))
+            initializers += weights
+            tensor = target
+        if index:
+            node_name = names.new(f"{name}/add")
+            last = index == len(rewrite.branches) - 1
+            target = output if last else names.new(f"{node_name}_output")
+            nodes.append(onnx.helper.make_node(add, [total, tensor], [target], name=node_name))
+            tensor = target
+        total = tensor
+    return Emitted(tuple(nodes), tuple(initializers))
+
+
+def _words(branch: Sequence[Conv]) -> list[str]:
+    """What each stage of a chain is called, by its shape."""
+    return [_word(stage, inner=0 < index < len(branch) - 1) for index, stage in enumerate(branch)]
+
+
+def _word(stage: Conv, inner: bool) -> str:
+    wide = [size > 1 for size in stage.kernel_shape]
+    if stage.depthwise:
+        return "depthwise"
+    if stage.group > 1:
+        return "grouped"
+    if not any(wide):
+        return "pointwise"
+    if len(wide) == 2 and not all(wide):
+        return "vertical" if wide[0] else "horizontal"
+    return "core" if inner else "conv"
+
+
+def _weights(stage: Conv, name: str, names: Names) -> list[onnx.TensorProto]:
+    weights = [_tensor(stage.weight, names.new(f"{name}.weight"))]
+    if stage.bias is not None:
+        weights.append(_tensor(stage.bias, names.new(f"{name}.bias")))
+    return weights
+
+
+def _tensor(array: Array, name: str) -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name)
+
+
+def _node(stage: Conv, name: str, inputs: Sequence[str], output: str) -> onnx.NodeProto:
+    return onnx.helper.make_node(
+        "Conv",
+        inputs,
+        [output],
+        name=name,
+        kernel_shape=stage.kernel_shape,
+        strides=stage.strides,
+        pads=stage.pads,
+        dilations=stage.dilations,
+        group=stage.group,
+    )

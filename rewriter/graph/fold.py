@@ -1,0 +1,21 @@
+"""Folds BatchNormalization into the convolutions before it, whether or not these are rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from rewriter.conv import Rewrite
+from rewriter.graph.model import Model
+from rewriter.graph.sites import Site, find_sites
+from rewriter.graph.splice import splice
+
+
+def fold(model: Model, sites: Collection[Site] | None = None) -> Model:
+    """The model with the BatchNormalization behind some sites (all, if none are named) folded into them.
+
+    The same model where there is none. Sites found before the folding do not fit the result, which has other
+    nodes.
+    """
+    chosen = find_sites(model)[0] if sites is None else sites
+    folded = [(site, Rewrite(((site.conv,),))) for site in chosen if len(site.nodes) > 1]
+    return splice(model, folded) if folded else model

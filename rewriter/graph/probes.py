@@ -1,0 +1,102 @@
+"""Small models: a rewrite on its own, one as it will be timed, and one that shows the channel block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeAlias
+
+import numpy as np
+import onnx
+
+from rewriter.conv import Conv, Ints, Rewrite
+from rewriter.graph.emit import emit
+from rewriter.graph.followers import Follower
+from rewriter.graph.scope import Names
+from rewriter.graph.sites import Site
+
+Shape: TypeAlias = Sequence[int | str]
+
+_OPSET: Final = 13
+_IR_VERSION: Final = 8  # read by every ONNX Runtime since 1.10
+
+_BLOCK_BY_DEFAULT: Final = 8
+
+
+def rewrite_model(rewrite: Rewrite) -> bytes:
+    """A model of a rewrite on its own: "x" `[N, C, ...]` to "y", float32, batch and sizes dynamic."""
+    first = rewrite.branches[0][0]
+    axes = range(len(first.kernel_shape))
+    shape: Shape = ["N", first.in_channels, *(f"in{axis}" for axis in axes)]
+    out_shape: Shape = ["N", rewrite.branches[0][-1].out_channels, *(f"out{axis}" for axis in axes)]
+    return _model(rewrite, {"x": shape}, out_shape, (), _OPSET)
+
+
+def probe(site: Site, rewrite: Rewrite, in_shape: Ints) -> bytes:
+    """A model to time a rewrite as it will run: the site's followers behind it, every size fixed.
+
+    The input is "x" `[N, C, *sizes]`; where an Add follows there is a second one, "shortcut", of the output's
+    shape. All candidates of a site carry the same costs of laying its input and output out for the kernels.
+    """
+    batch, _, *sizes = in_shape
+    out_shape = (batch, site.conv.out_channels, *rewrite.out_size(tuple(sizes)))
+    inputs: dict[str, Shape] = {"x": in_shape}
+    if any(follower.op_type == "Add" for follower in site.followers):
+        inputs["shortcut"] = out_shape
+    return _model(rewrite, inputs, out_shape, site.followers, site.opset)
+
+
+def block_probe() -> bytes:
+    """A model whose optimised form shows, in `read_block`, the channel block of ONNX Runtime's kernels."""
+    conv = Conv(np.full((1, 64, 3, 3), 1 / 576, np.float32), np.zeros(1, np.float32), pads=(1, 1, 1, 1))
+    return _model(Rewrite(((conv,),)), {"x": (1, 64, 16, 16)}, (1, 1, 16, 16), (), _OPSET)
+
+
+def read_block(optimised: bytes) -> int:
+    """The channel block in the optimised form of `block_probe`: its output channel is filled up to a block.
+
+    8 where the target has no blocked kernels; multiples of 8 suit other targets' vector units, too.
+    """
+    graph = onnx.load_model_from_string(optimised).graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Conv" and node.domain == "com.microsoft.nchwc" and node.input[1] in weights:
+            return int(weights[node.input[1]].dims[0])
+    return _BLOCK_BY_DEFAULT
+
+
+def _model(
+    rewrite: Rewrite,
+    inputs: Mapping[str, Shape],
+    out_shape: Shape,
+    followers: Sequence[Follower],
+    opset: int,
+) -> bytes:
+    graph = onnx.GraphProto(name="probe")
+    names = Names({"x", "y", "shortcut"})
+    tensor = names.new("conv_output") if followers else "y"
+    emitted = emit(rewrite, "conv", "x", tensor, names, opset)
+    graph.node.extend(emitted.nodes)
+    graph.initializer.extend(emitted.initializers)
+    for index, follower in enumerate(followers):
+        node = onnx.NodeProto()
+        node.CopyFrom(follower.node)
+        node.name = names.new(f"follower_{follower.op_type}")
+        constants = {constant.name: constant for constant in follower.constants}
+        for slot, name in enumerate(follower.node.input):
+            if slot == follower.slot:
+                node.input[slot] = tensor
+            elif name in constants:
+                graph.initializer.append(constants[name])
+                node.input[slot] = graph.initializer[-1].name = names.new(name)
+            elif name:
+                node.input[slot] = "shortcut"
+        tensor = "y" if index == len(followers) - 1 else names.new(f"{node.name}_output")
+        node.output[:] = [tensor]
+        graph.node.append(node)
+    declare = onnx.helper.make_tensor_value_info
+    graph.input.extend(declare(name, onnx.TensorProto.FLOAT, list(shape)) for name, shape in inputs.items())
+    graph.output.append(declare("y", onnx.TensorProto.FLOAT, list(out_shape)))
+    model = onnx.helper.make_model(
+        graph, ir_version=_IR_VERSION, opset_imports=[onnx.helper.make_opsetid("", opset)]
+    )
+    return bytes(model.SerializeToString())

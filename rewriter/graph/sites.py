@@ -1,0 +1,202 @@
+"""Finds every convolution of a model: the sites that can be rewritten, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Final, TypeAlias
+
+import numpy as np
+import onnx
+
+from rewriter.conv import Conv, Refusal
+from rewriter.graph.analysis import Analysis
+from rewriter.graph.attributes import ONNX_DOMAINS, attribute
+from rewriter.graph.batchnorm import fold_norm
+from rewriter.graph.followers import Follower, find_followers
+from rewriter.graph.model import Model
+from rewriter.graph.pads import explicit_pads
+from rewriter.graph.scope import Names, bodies, graphs
+from rewriter.graph.types import Types, infer_types, shape
+
+# What computes a convolution and is no site, with the reason. Anything in another domain is none either.
+_OTHERS: Final = {
+    "ConvTranspose": "a transposed convolution; only Conv is rewritten",
+    "DeformConv": "its taps move with the data; only Conv is rewritten",
+    "QLinearConv": "it is quantised; rewrite the float model and quantise afterwards",
+    "ConvInteger": "it is quantised; rewrite the float model and quantise afterwards",
+    "QLinearConvTranspose": "it is quantised; rewrite the float model and quantise afterwards",
+    "FusedConv": "it is fused for one runtime already; rewrite the model that it was optimised from",
+    "NhwcConv": "it is laid out for one runtime already; rewrite the model that it was optimised from",
+    "NhwcFusedConv": "it is fused for one runtime already; rewrite the model that it was optimised from",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """A convolution that can be rewritten.
+
+    Attributes:
+        name: The node's name where it has one of its own, else one made from its output.
+        op_type: The operator as the model has it.
+        conv: What it computes, a BatchNormalization behind it folded in, pads explicit, float32.
+        input: Name of the tensor that it takes.
+        output: Name of the tensor that it gives, behind the BatchNormalization.
+        nodes: Indices of the nodes that a rewrite replaces: the Conv, then the BatchNormalization if any.
+        followers: What comes behind and can be computed with it: an Add, an activation, or both in this
+            order.
+        opset: The version of ONNX's operators that the followers are written in.
+    """
+
+    name: str
+    op_type: str
+    conv: Conv
+    input: str
+    output: str
+    nodes: tuple[int, ...]
+    followers: tuple[Follower, ...] = ()
+    opset: int = 13
+
+    @property
+    def shortcut(self) -> str | None:
+        """Name of the tensor that an Add behind the site adds to it, or None."""
+        for follower in self.followers:
+            if follower.op_type == "Add":
+                return str(follower.node.input[1 - follower.slot])
+        return None
+
+
+def find_sites(model: Model) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:
+    """Every convolution of the model, in the graph's order: a site, or a refusal that says why it is none.
+
+    Raises:
+        ModelError: The graph cannot be analysed.
+    """
+    found = list(_convolutions(model.proto))
+    analysis = Analysis(model)
+    # Sizes are needed for few models only, and inference takes time.
+    types = cache(lambda: infer_types(model))
+    sites: list[Site] = []
+    refusals: list[Refusal] = []
+    for (_, index, where), name in zip(found, _unique_names(model, found), strict=True):
+        site = where if index is None else _site(model, analysis, types, index, name)
+        if isinstance(site, Site):
+            sites.append(site)
+        else:
+            refusals.append(Refusal(name, None, site))
+    return tuple(sites), tuple(refusals)
+
+
+Found: TypeAlias = tuple[onnx.NodeProto, int | None, str]
+"""A convolution, and its index in the top graph or else where it is."""
+
+
+def _convolutions(proto: onnx.ModelProto) -> Iterator[Found]:
+    for index, node in enumerate(proto.graph.node):
+        if _is_convolution(node):
+            yield node, index, ""
+        yield from _in_bodies(node)
+    for function in proto.functions:
+        where = f"it is in the function {function.name!r}; inline functions first"
+        for node in function.node:
+            if _is_convolution(node):
+                yield node, None, where
+            yield from _in_bodies(node)
+
+
+def _in_bodies(node: onnx.NodeProto) -> Iterator[Found]:
+    owner = node.name or ",".join(node.output)
+    where = f"it is in a body of {node.op_type} {owner!r}; only the top graph is rewritten"
+    for body in bodies(node):
+        for inner in body.node:
+            if _is_convolution(inner):
+                yield inner, None, where
+            yield from _in_bodies(inner)
+
+
+def _is_convolution(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Conv" or node.op_type in _OTHERS
+
+
+def _unique_names(model: Model, found: Sequence[Found]) -> list[str]:
+    """A name for each that no two share: the node's own where no other node has it, else its output's."""
+    nodes = [node for graph in graphs(model.proto) for node in graph.node]
+    nodes += [node for function in model.proto.functions for node in function.node]
+    count = Counter(node.name for node in nodes)
+    given = Names(name for name in count if name)
+    return [
+        node.name
+        if node.name and count[node.name] == 1
+        else given.new(node.output[0] if node.output else node.op_type)
+        for node, _, _ in found
+    ]
+
+
+def _site(model: Model, analysis: Analysis, types: Callable[[], Types], index: int, name: str) -> Site | str:
+    """The site of a node of the top graph, or why it is none."""
+    node = model.proto.graph.node[index]
+    if node.op_type != "Conv":
+        return _OTHERS[node.op_type]
+    if node.domain not in ONNX_DOMAINS:
+        return f"its operator is of the domain {node.domain!r}; only ONNX's own Conv is rewritten"
+    if not (node.input and node.output and node.output[0]):
+        return "it has no input or no output"
+    try:
+        conv = _conv(node, analysis, types)
+    except (TypeError, ValueError) as error:  # attributes of another type, or that do not go together
+        return f"it is malformed: {error}"
+    if isinstance(conv, str):
+        return conv
+    indices: tuple[int, ...] = (index,)
+    output = node.output[0]
+    after = analysis.only_consumer(output)
+    if after is not None:
+        norm = model.proto.graph.node[after]
+        with_norm = fold_norm(conv, norm, output, analysis, model.opset)
+        if with_norm is not None:
+            conv, indices, output = with_norm, (index, after), norm.output[0]
+    followers = find_followers(model, analysis, output)
+    return Site(name, node.op_type, conv, node.input[0], output, indices, followers, model.opset)
+
+
+def _conv(node: onnx.NodeProto, analysis: Analysis, types: Callable[[], Types]) -> Conv | str:
+    """What a Conv node computes, or why that is not known or not supported."""
+    arrays = []
+    for what, given in zip(("weight", "bias"), node.input[1:], strict=False):
+        array = analysis.constant(given) if given else None
+        if given and array is None:
+            return f"its {what} {analysis.obstacle(given)}"
+        if array is not None and array.dtype != np.float32:
+            return f"its {what} {given!r} is {array.dtype}; only float32 is rewritten"
+        if array is not None and not (array.size and np.isfinite(array).all()):
+            return f"its {what} {given!r} is empty or holds values that are not finite"
+        arrays.append(array)
+    weight, bias = (*arrays, None, None)[:2]
+    if weight is None:
+        return "it has no weight"
+    if weight.ndim != 4:
+        return f"it is {weight.ndim - 2}-dimensional; only 2-dimensional ones are rewritten"
+    kernel_shape = tuple(attribute(node, "kernel_shape", weight.shape[2:]))
+    if kernel_shape != weight.shape[2:]:
+        return f"its kernel_shape {list(kernel_shape)} is not that of its weight {list(weight.shape)}"
+    strides = tuple(attribute(node, "strides", (1, 1)))
+    dilations = tuple(attribute(node, "dilations", (1, 1)))
+    auto_pad = attribute(node, "auto_pad", "NOTSET")
+    given_pads = tuple(attribute(node, "pads", ()))
+    if auto_pad not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        return f"its auto_pad '{auto_pad}' is unknown"
+    if len(strides) != 2 or len(dilations) != 2 or len(given_pads) not in (0, 4):
+        return f"its strides {strides}, pads {given_pads} or dilations {dilations} are not those of two axes"
+    pads = explicit_pads(auto_pad, given_pads, kernel_shape, strides, dilations, None)
+    if pads is None:
+        size = shape(types(), node.input[0])
+        size = size[2:] if size is not None and len(size) == 4 else None
+        pads = explicit_pads(auto_pad, given_pads, kernel_shape, strides, dilations, size)
+    if pads is None:
+        return (
+            f"its auto_pad {auto_pad} with strides {list(strides)} depends on the size of {node.input[0]!r}, "
+            "which is dynamic; fix the model's input shape"
+        )
+    return Conv(weight, bias, strides, pads, dilations, attribute(node, "group", 1))

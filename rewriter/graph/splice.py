@@ -1,0 +1,143 @@
+"""Puts rewrites into a model in place of the nodes that they stand for; all else stays as it came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import onnx
+
+from rewriter.conv import Rewrite
+from rewriter.graph.attributes import ONNX_DOMAINS
+from rewriter.graph.emit import emit
+from rewriter.graph.model import Model
+from rewriter.graph.scope import Names, names, uses
+from rewriter.graph.sites import Site
+
+PREFIX: Final = "rewriter."
+"""What the keys of this program's entries in a model's metadata begin with."""
+
+
+def splice(
+    model: Model, rewrites: Sequence[tuple[Site, Rewrite]], provenance: Mapping[str, str] | None = None
+) -> Model:
+    """The model with each site's nodes replaced by those of its rewrite.
+
+    Every other node, initializer and field comes out byte for byte and in its order. What only the replaced
+    nodes used is removed: weights, Constant nodes, and what the model says of tensors that are no more.
+
+    Args:
+        model: The model in which the sites were found.
+        rewrites: The sites to replace; those left out stay.
+        provenance: What was done, for the model's metadata, under keys that begin with `rewriter.`.
+
+    Raises:
+        ValueError: A site is not one of this model, or comes twice.
+    """
+    proto = model.copy()
+    graph = proto.graph
+    places = _places(model, rewrites)
+    replaced = {index for site, _ in rewrites for index in site.nodes}
+    kept = {site.output for site, _ in rewrites}
+    dead, gone = _freed(graph, replaced, [site.input for site, _ in rewrites])
+    gone -= kept
+    _forget(proto, gone)
+
+    nodes: list[onnx.NodeProto | None] = list(model.proto.graph.node)
+    for index in replaced | dead:
+        nodes[index] = None
+    del graph.node[:]
+    graph.node.extend(node for node in nodes if node is not None)
+    given = Names(names(proto) | kept)
+    del graph.node[:]
+    for index, node in enumerate(nodes):
+        if index in places:
+            site, rewrite = places[index]
+            emitted = emit(rewrite, site.name, site.input, site.output, given, model.opset)
+            graph.node.extend(emitted.nodes)
+            graph.initializer.extend(emitted.initializers)
+            if proto.ir_version < 4:  # where every initializer must be listed as an input
+                graph.input.extend(_declaration(tensor) for tensor in emitted.initializers)
+        elif node is not None:
+            graph.node.append(node)
+    _record(proto, provenance or {})
+    return model.edited(proto)
+
+
+def _places(model: Model, rewrites: Sequence[tuple[Site, Rewrite]]) -> dict[int, tuple[Site, Rewrite]]:
+    """Where each rewrite goes: to the last of its nodes, where its input is there and nobody asked yet."""
+    nodes = model.proto.graph.node
+    places: dict[int, tuple[Site, Rewrite]] = {}
+    for site, rewrite in rewrites:
+        place = site.nodes[-1]
+        if place >= len(nodes) or site.output not in nodes[place].output:
+            raise ValueError(f"site {site.name!r} was not found in this model")
+        if place in places:
+            raise ValueError(f"site {site.name!r} is replaced twice")
+        places[place] = (site, rewrite)
+    return places
+
+
+def _freed(
+    graph: onnx.GraphProto, replaced: Iterable[int], taken: Iterable[str]
+) -> tuple[set[int], set[str]]:
+    """What nobody needs once some nodes are gone: further nodes that only made constants, and the names.
+
+    The tensors `taken` are still needed, by what comes instead of the nodes.
+    """
+    count = uses(graph)
+    for name in taken:
+        count[name] += 1
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    dead: set[int] = set()
+    gone: set[str] = set()
+    queue = list(replaced)
+    while queue:
+        node = graph.node[queue.pop()]
+        gone.update(name for name in node.output if name)
+        for name in {name for name in node.input if name}:
+            count[name] -= 1
+            if count[name]:
+                continue
+            maker = makers.get(name)
+            if maker is None:
+                gone.add(name)
+            elif maker not in dead and _only_constant(graph.node[maker]):
+                dead.add(maker)
+                queue.append(maker)
+    return dead, gone
+
+
+def _only_constant(node: onnx.NodeProto) -> bool:
+    return node.op_type in ("Constant", "Identity") and node.domain in ONNX_DOMAINS
+
+
+def _forget(proto: onnx.ModelProto, gone: set[str]) -> None:
+    """Removes what the model says of tensors that are no more; the inputs that must be fed stay."""
+    graph = proto.graph
+    weights = {tensor.name for tensor in graph.initializer} & gone
+    for field, names_ in (
+        (graph.initializer, weights),
+        (graph.input, weights),
+        (graph.value_info, gone),
+    ):
+        for index in reversed(range(len(field))):
+            if field[index].name in names_:
+                del field[index]
+    for index in reversed(range(len(graph.quantization_annotation))):
+        if graph.quantization_annotation[index].tensor_name in gone:
+            del graph.quantization_annotation[index]
+
+
+def _declaration(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+
+
+def _record(proto: onnx.ModelProto, provenance: Mapping[str, str]) -> None:
+    entries = {entry.key: entry for entry in proto.metadata_props}
+    for key, value in provenance.items():
+        full = key if key.startswith(PREFIX) else PREFIX + key
+        if full in entries:
+            entries[full].value = value
+        else:
+            proto.metadata_props.add(key=full, value=value)

@@ -1,0 +1,295 @@
+"""`optimize`: a trained model and a few samples in; a faster model within a drift budget out, or a clear no."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewriter import fitting, graph, latency, prepare, runtime, search, table
+from rewriter.conv import Conv, Cost, Grid, Ints
+from rewriter.drift import Drift, Verdict
+from rewriter.graph import Model, Site
+from rewriter.judge import Judge
+from rewriter.latency import Latency
+from rewriter.plan import Candidate, Plan
+from rewriter.report import Gate, Report, SiteReport, check_path, write
+from rewriter.runtime import Target
+from rewriter.samples import Feeds, Source
+from rewriter.search import Trial
+from rewriter.sensitivity import sensitivities
+
+Progress = Callable[[str, int, int], None]
+
+DEFAULT_MAX_DRIFT: Mapping[str, float] = {"rel_l2": 0.05}
+# The final samples are looked at for so many trials at most, the fastest first.
+_LOOKS = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What came out of `optimize`.
+
+    Attributes:
+        model: An `onnx.ModelProto`: the rewritten model where one was made, else the original as it came.
+        report: What was done and measured.
+        improved: Whether `model` is a faster one within budget.
+    """
+
+    model: Any
+    report: Report
+    improved: bool
+
+
+def optimize(
+    model: graph.Source,
+    calibration: Source,
+    evaluation: Source | None = None,
+    *,
+    output: str | Path | None = None,
+    max_drift: Mapping[str, float] | None = None,
+    passes: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    provider: str = "cpu",
+    threads: int | None = None,
+    batch: int = 1,
+    shapes: Mapping[str, Ints] | None = None,
+    seed: int = 0,
+    min_speedup: float = 1.02,
+    reports: Sequence[str | Path] = (),
+    progress: Progress | None = None,
+) -> Result:
+    """Rewrites the convolutions of a trained model so that it runs faster and its outputs stay within a budget.
+
+    Every convolution is fitted to what the network feeds it; method and rank are chosen by latency measured on
+    the target; the result is judged on samples that had no part in either.
+
+    Args:
+        model: A path, the bytes of a file, or an `onnx.ModelProto`.
+        calibration: Inputs such as the model will see, without labels: a path to an `.npz` keyed by input name, a
+            `script.py:function` that yields feeds, an iterable of feeds (dicts of arrays, batch first), or a
+            callable that returns one. A few hundred are enough.
+        evaluation: More of them, where there are any with targets: half guide the choice, half have the final
+            word. Without it the calibration samples are split for all three.
+        output: Where to write the model; only written if it is faster and within budget.
+        max_drift: The most of each measure that is allowed, by name (see `rewriter.drift`); all must hold.
+            Default: `{"rel_l2": 0.05}`.
+        passes: Names of the passes to try; all where None.
+        exclude: Names of nodes to leave alone.
+        provider: The execution provider that the model will run on.
+        threads: Threads of one operator there; None is ONNX Runtime's own default.
+        batch: The batch size to be fast at.
+        shapes: Sizes of inputs with dynamic dimensions to be fast at, by input name; the samples' where left out.
+        seed: Splits the samples and draws the patches.
+        min_speedup: What the model must be faster by, at 99.9 % confidence, to be worth writing.
+        reports: Paths of reports to write; the suffix chooses the view.
+        progress: Told a stage, how much of it is done, and how much there is.
+
+    Returns:
+        The rewritten model with its report; the original with a report that says why where nothing was gained.
+
+    Raises:
+        OptionError: An option's value makes no sense.
+        ModelError: The model cannot be read or run.
+        SampleError: The samples do not fit the model, or are too few.
+        ProviderError: The provider cannot be used here.
+        OutputError: The output or a report cannot be written where it was asked for.
+    """
+    progress = progress or (lambda stage, done, total: None)
+    target = Target(provider, threads)
+    runtime.check_provider(provider)
+    chosen_passes = prepare.named_passes(passes)
+    budgets = dict(max_drift or DEFAULT_MAX_DRIFT)
+    original = graph.load(model)
+    for path in reports:
+        check_path(path)
+    if output is not None:
+        graph.check_output(output, original.path)
+    base = graph.unpin(original)
+    sites, refusals = prepare.choose_sites(base, exclude)
+    fit, choosing, final = prepare.split_samples(original, calibration, evaluation, seed)
+    feeds = prepare.deployed_feeds(original, fit, batch, shapes or {})
+    judge = Judge(original, budgets, choosing, final, seed)
+
+    calm = Target()  # fitting and judging run on the CPU, whatever the target
+    in_shapes, live_bytes = prepare.scout(base, sites, feeds, calm)
+    sizes = {name: shape[2:] for name, shape in in_shapes.items()}
+    batches = prepare.fitting_batches(fit, live_bytes // batch, seed)
+    grid = Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)))
+    surveys = fitting.survey(base, sites, sizes, chosen_passes, grid, batches, seed, calm, progress)
+    timed = table.measure([(each.site, each.candidates) for each in surveys], in_shapes, target, progress)
+    cares = sensitivities(base, surveys, batches, calm, progress)
+    offers = [
+        [
+            replace(candidate, drift=cares.get(candidate.site, 0.0) * candidate.error)
+            for candidate in candidates
+        ]
+        for candidates in timed
+    ]
+
+    by_name = {site.name: site for site in sites}
+
+    def build(plan: Plan) -> Model:
+        chosen = [(by_name[candidate.site], candidate) for candidate in plan.rewritten]
+        rewrites = fitting.refit(base, chosen, chosen_passes, batches, seed, calm, progress)
+        return graph.splice(base, rewrites, _provenance(plan))
+
+    trials, rounds = search.search(offers, judge.start, build, judge.usage, progress)
+    if base is not original:
+        trials.append(search.unchanged(offers, base))
+    ending = _final_word(original, trials, judge, feeds, target, min_speedup, seed, progress)
+    accepted = ending.accepted
+    plan = None if accepted is None else accepted.plan
+    stays = [candidates[0] for candidates in timed]
+    became = stays if plan is None else plan.chosen
+    report = Report(
+        model=original.label.strip("'"),
+        verdict=ending.verdict,
+        improved=accepted is not None,
+        sites=tuple(
+            _site_report(site, in_shapes[site.name], candidates, taken)
+            for site, candidates, taken in zip(sites, timed, became, strict=True)
+        ),
+        refusals=(*refusals, *(refusal for each in surveys for refusal in each.refusals)),
+        steps=_steps(original, base) if accepted is not None else (),
+        before=sum((candidate.cost for candidate in stays), Cost()),
+        after=sum((candidate.cost for candidate in became), Cost()),
+        gates=ending.gates,
+        drift=ending.drift,
+        latency=ending.latency,
+        rounds=tuple(rounds),
+        samples={"fit": sum(map(_count, batches)), "choose": len(choosing), "final": len(final)},
+        warnings=ending.warnings,
+        environment=runtime.versions(),
+        settings={
+            "max-drift": budgets,
+            "passes": [each.name for each in chosen_passes],
+            "exclude": list(exclude),
+            "provider": provider,
+            "threads": threads,
+            "batch": batch,
+            "shape": {name: list(shape) for name, shape in (shapes or {}).items()},
+            "seed": seed,
+            "min-speedup": min_speedup,
+        },
+    )
+    if accepted is not None and output is not None:
+        graph.save(accepted.model, output)
+    for path in reports:
+        write(report, path)
+    best = original if accepted is None else accepted.model
+    return Result(best.proto, report, accepted is not None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ending:
+    """The final word: the trial that passed, or None, and what was measured on the way."""
+
+    accepted: Trial | None
+    verdict: str
+    drift: tuple[Drift, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    latency: Latency | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def _final_word(
+    original: Model,
+    trials: Sequence[Trial],
+    judge: Judge,
+    feeds: Feeds,
+    target: Target,
+    min_speedup: float,
+    seed: int,
+    progress: Progress,
+) -> _Ending:
+    """The first of the trials, fastest first, that keeps to the budgets on the final samples and is faster."""
+    ending = _Ending(
+        None,
+        "Nothing was written: no rewrite is both within budget and faster where it was measured alone; "
+        "a larger --max-drift may leave room for some.",
+    )
+    for trial in trials[:_LOOKS]:
+        measured, verdicts = judge.verdicts(trial.model)
+        gates = tuple(_gate(verdict) for verdict in verdicts)
+        warnings = tuple(verdict.warning for verdict in verdicts if verdict.warning is not None)
+        over = [gate for gate in gates if not gate.passed]
+        if over:
+            verdict = f"Nothing was written: on the final samples {_told(over)}."
+            ending = _Ending(None, verdict, measured, gates, ending.latency, warnings)
+            continue
+        timing = latency.compare(
+            original.bytes(),
+            trial.model.bytes(),
+            feeds,
+            target,
+            seed=seed,
+            progress=lambda done, total: progress("comparing", done, total),
+        )
+        if timing.speedup_lower >= min_speedup:
+            verdict = (
+                f"{timing.speedup:.2f} times as fast (95 % interval {timing.speedup_low:.2f} to "
+                f"{timing.speedup_high:.2f}), {_told(gates)}."
+            )
+            return _Ending(trial, verdict, measured, gates, timing, warnings)
+        verdict = (
+            f"Nothing was written: within budget ({_told(gates)}), but {timing.speedup:.2f} times as fast, at least "
+            f"{timing.speedup_lower:.2f} at 99.9 % confidence where {min_speedup:g} was asked."
+        )
+        ending = _Ending(None, verdict, measured, gates, timing, warnings)
+    return ending
+
+
+def _gate(verdict: Verdict) -> Gate:
+    asked, found = verdict.budget, verdict.drift
+    return Gate(asked.measure, asked.limit, found.value, found.low, found.high, found.samples, verdict.passed)
+
+
+def _told(gates: Sequence[Gate]) -> str:
+    return ", ".join(
+        f"{gate.measure} {gate.value:.3g} of {gate.budget:g} on {gate.samples} samples" for gate in gates
+    )
+
+
+def _count(feeds: Feeds) -> int:
+    return len(next(iter(feeds.values())))
+
+
+def _provenance(plan: Plan) -> dict[str, str]:
+    """What was done, for the model's metadata."""
+    done = {c.site: f"{c.pass_name} {'x'.join(map(str, c.rank))}" for c in plan.rewritten}
+    return {"rewriter.sites": json.dumps(done)}
+
+
+def _steps(original: Model, base: Model) -> tuple[str, ...]:
+    if base is original:
+        return ()
+    return (f"{len(original.pinned)} weights are no longer graph inputs",)
+
+
+def _site_report(site: Site, shape: Ints, timed: Sequence[Candidate], became: Candidate) -> SiteReport:
+    """What a site was and became; `timed` begins with the site as it is."""
+    before = timed[0]
+    return SiteReport(
+        node=site.name,
+        was=_describe(site.conv),
+        in_shape=shape,
+        became=became.pass_name,
+        rank=became.rank if became.pass_name else None,
+        before=before.cost,
+        after=became.cost,
+        predicted_error=float(np.sqrt(became.error)),
+        latency_before_ms=before.latency_ms if len(timed) > 1 else None,
+        latency_after_ms=became.latency_ms if len(timed) > 1 else None,
+    )
+
+
+def _describe(conv: Conv) -> str:
+    """A convolution in a few characters: kernel, channels, then strides, dilations and groups where not 1."""
+    words = ["x".join(map(str, conv.kernel_shape)), f"{conv.in_channels}->{conv.out_channels}"]
+    for letter, values in (("s", conv.strides), ("d", conv.dilations), ("g", (conv.group,))):
+        if max(values) > 1:
+            words.append(letter + "x".join(map(str, values if len(set(values)) > 1 else values[:1])))
+    return " ".join(words)

@@ -1,0 +1,120 @@
+"""Which candidates to take: the fastest set whose predicted drift fits a budget."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+import scipy.sparse
+
+from rewriter.conv import Cost, Ints, Rewrite
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One way to write one site.
+
+    Attributes:
+        site: The site's name.
+        pass_name: The pass, or None for the site as it is.
+        rank: The pass's rank; empty for the site as it is.
+        skeleton: The rewrite's stages with constant weights that take no memory: what latency depends on.
+        cost: For one sample.
+        error: Squared output error over the variance of the output, on the patches it was fitted to.
+        drift: Predicted squared drift of the model's outputs from this site alone; 0 for the site as it is.
+        latency_ms: Measured alone, with what fuses behind it.
+    """
+
+    site: str
+    pass_name: str | None
+    rank: Ints
+    skeleton: Rewrite
+    cost: Cost
+    error: float
+    drift: float = 0.0
+    latency_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The chosen candidates, one a site in the order of the graph, and what is predicted of them.
+
+    Attributes:
+        chosen: The candidates; a site that stays has its candidate without a pass.
+        drift: Sum of their predicted squared drifts.
+        latency_ms: Sum of their latencies.
+        bound_ms: No choice within the limit has a smaller sum.
+    """
+
+    chosen: tuple[Candidate, ...]
+    drift: float
+    latency_ms: float
+    bound_ms: float
+
+    @property
+    def rewritten(self) -> tuple[Candidate, ...]:
+        """The candidates that change their site."""
+        return tuple(candidate for candidate in self.chosen if candidate.pass_name is not None)
+
+
+def undominated(candidates: Sequence[Candidate], slack: float = 1.0) -> list[Candidate]:
+    """Drops every candidate that another beats: no more error and, times `slack`, no more multiply-adds.
+
+    A slack above 1 keeps forms whose multiply-adds mislead about their time.
+    """
+
+    def beaten(candidate: Candidate) -> bool:
+        return any(
+            other.error <= candidate.error and other.cost.macs * slack <= candidate.cost.macs
+            for other in candidates
+            if other is not candidate
+        )
+
+    return [candidate for candidate in candidates if candidate.pass_name is None or not beaten(candidate)]
+
+
+def choose(sites: Sequence[Sequence[Candidate]], limit: float) -> Plan:
+    """The choice of one candidate a site with the smallest total latency and total drift at most `limit`.
+
+    A multiple-choice knapsack, solved as a mixed-integer linear program:
+    min Σ latency·x, Σ drift·x <= limit, Σ x = 1 at every site, x in {0, 1}.
+
+    Args:
+        sites: The candidates of every site; each with at least one without drift.
+        limit: On the sum of squared drifts, at least 0.
+    """
+    offers = [_front(candidates) for candidates in sites]
+    flat = [candidate for candidates in offers for candidate in candidates]
+    latency = np.array([candidate.latency_ms for candidate in flat])
+    # in units of the limit, so that the solver's absolute tolerance means the same for every budget
+    drift = np.array([candidate.drift for candidate in flat]) / max(limit, np.finfo(float).tiny)
+    drift = np.minimum(drift, 2.0)
+    owner = np.repeat(np.arange(len(offers)), [len(candidates) for candidates in offers])
+    one_each = scipy.sparse.csr_array((np.ones(len(flat)), (owner, np.arange(len(flat)))))
+    result = scipy.optimize.milp(
+        latency,
+        integrality=np.ones(len(flat)),
+        bounds=scipy.optimize.Bounds(0, 1),
+        constraints=[
+            scipy.optimize.LinearConstraint(drift[None], -np.inf, 1.0),
+            scipy.optimize.LinearConstraint(one_each, 1.0, 1.0),
+        ],
+        options={"time_limit": 10.0, "mip_rel_gap": 1e-4},
+    )
+    taken = np.flatnonzero(result.x > 0.5)
+    chosen = tuple(flat[index] for index in taken)
+    return Plan(
+        chosen,
+        sum(candidate.drift for candidate in chosen),
+        sum(candidate.latency_ms for candidate in chosen),
+        float(result.mip_dual_bound),
+    )
+
+
+def _front(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates that are faster than every one with less drift."""
+    front: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: (c.drift, c.latency_ms)):
+        if not front or candidate.latency_ms < front[-1].latency_ms:
+            front.append(candidate)
+    return front

@@ -1,0 +1,27 @@
+"""One `Report`; JSON, Markdown and terminal text are views of it.
+
+content         what a run found out
+words           how figures and names are written for people
+rows            the tables that the views for people share
+as_json, as_markdown, as_terminal      one view each
+files           a view written to a path, chosen by its suffix
+"""
+
+from rewriter.report.as_json import to_json
+from rewriter.report.as_markdown import to_markdown
+from rewriter.report.as_terminal import to_terminal
+from rewriter.report.content import SCHEMA_VERSION, Gate, Report, Round, SiteReport
+from rewriter.report.files import check_path, write
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Gate",
+    "Report",
+    "Round",
+    "SiteReport",
+    "check_path",
+    "to_json",
+    "to_markdown",
+    "to_terminal",
+    "write",
+]

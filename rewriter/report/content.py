@@ -1,0 +1,90 @@
+"""What a run found out: the one `Report`, of which every other module here is a view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rewriter.conv import Cost, Ints, Refusal
+from rewriter.drift import Drift
+from rewriter.latency import Latency
+from rewriter.search import Round
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SiteReport:
+    """What one convolution was and became.
+
+    Attributes:
+        node: its name in the model.
+        was: kind and shape, such as `3x3 64->64 s2 g1`.
+        in_shape: the shape of its input, batch first, as deployed.
+        became: the pass that rewrote it, or None where it stays as it was.
+        rank: the pass's rank, or None.
+        before: its cost for one sample.
+        after: the cost of what stands there now.
+        predicted_error: relative L2 error of its output on the calibration samples, 0 where it stays.
+        latency_before_ms: measured alone, with what fuses behind it; None where it was not measured.
+        latency_after_ms: the same for what stands there now.
+    """
+
+    node: str
+    was: str
+    in_shape: Ints
+    became: str | None
+    rank: Ints | None
+    before: Cost
+    after: Cost
+    predicted_error: float
+    latency_before_ms: float | None
+    latency_after_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One budget and what was measured against it on the final samples."""
+
+    measure: str
+    budget: float
+    value: float
+    low: float
+    high: float
+    samples: int
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that is known of one run.
+
+    Attributes:
+        verdict: one sentence: what came out, with its confidence, or why nothing was written.
+        improved: whether a faster model within budget was made.
+        steps: exact changes of the whole graph that were made, such as unpinned weights.
+        before: cost of all convolutions for one sample.
+        after: the same for the result.
+        drift: every measure on the final samples; empty where no candidate reached them.
+        latency: before against after as deployed; None where nothing was left to time.
+        samples: how many samples fitted, chose and judged: keys `fit`, `choose`, `final`.
+        environment: versions, processor, cores.
+        settings: the options in effect, by their command-line names.
+    """
+
+    model: str
+    verdict: str
+    improved: bool
+    sites: tuple[SiteReport, ...]
+    refusals: tuple[Refusal, ...]
+    steps: tuple[str, ...]
+    before: Cost
+    after: Cost
+    gates: tuple[Gate, ...]
+    drift: tuple[Drift, ...]
+    latency: Latency | None
+    rounds: tuple[Round, ...]
+    samples: dict[str, int]
+    warnings: tuple[str, ...]
+    environment: dict[str, str]
+    settings: dict[str, object]
+    schema_version: int = SCHEMA_VERSION

@@ -1,0 +1,163 @@
+"""The tables that the views for people share, as plain texts: one place decides what is said and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rewriter.drift import MEASURES, Drift
+from rewriter.report import words
+from rewriter.report.content import Gate, Report, SiteReport
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A figure of the whole model."""
+
+    name: str
+    before: str
+    after: str
+    change: str
+
+
+@dataclass(frozen=True, slots=True)
+class DriftRow:
+    """A measure of drift with what it was allowed; `passed` is None where it had no budget."""
+
+    name: str
+    value: str
+    interval: str
+    samples: str
+    budget: str
+    passed: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRow:
+    """A rewritten convolution; figures as (before, after)."""
+
+    node: str
+    was: str
+    became: str
+    rank: str
+    macs: tuple[str, str]
+    params: tuple[str, str]
+    latency: tuple[str, str] | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalRow:
+    """A reason and the convolutions that it keeps as they are."""
+
+    reason: str
+    pass_name: str | None
+    nodes: tuple[str, ...]
+
+
+def model_rows(report: Report) -> list[ModelRow]:
+    """Latency, MACs, parameters, file size, load time and peak memory, as far as they were measured."""
+    latency, before, after = report.latency, report.before, report.after
+    rows = [
+        _model_row("MACs of convolutions", words.count, before.macs, after.macs),
+        _model_row("Parameters of convolutions", words.count, before.params, after.params),
+    ]
+    if latency is None:
+        return rows
+    first = ModelRow(
+        "Latency",
+        words.milliseconds(latency.before_ms),
+        words.milliseconds(latency.after_ms),
+        words.factor(latency.speedup),
+    )
+    return [
+        first,
+        *rows,
+        _model_row("File size", words.size, latency.before_size_bytes, latency.after_size_bytes),
+        _model_row("Load time", words.milliseconds, latency.before_load_ms, latency.after_load_ms),
+        _model_row("Peak memory", words.size, latency.before_peak_bytes, latency.after_peak_bytes),
+    ]
+
+
+def latency_sentence(report: Report) -> str:
+    """How the latency was measured and how sure it is; empty where it was not."""
+    latency = report.latency
+    if latency is None:
+        return ""
+    threads = words.plural(latency.threads, "thread") if latency.threads else "ONNX Runtime's default threads"
+    return (
+        f"{words.factor(latency.speedup)} as fast ({words.factor(latency.speedup_low)} to "
+        f"{words.factor(latency.speedup_high)} with 95 % confidence, at least "
+        f"{words.factor(latency.speedup_lower)} with 99.9 %): {words.plural(latency.pairs, 'pair')} of "
+        f"bursts in alternation, batch {latency.batch}, {threads}, provider {latency.provider}."
+    )
+
+
+def drift_rows(report: Report) -> list[DriftRow]:
+    """The budgets first, then every measure that repeats none of the rows before it."""
+    rows = []
+    said = set()
+    for gate in report.gates:
+        said.add((gate.measure, gate.value))
+        budget = _with_unit(f"{gate.budget:g}", gate.measure)
+        rows.append(_drift_row(gate.measure, gate, budget, gate.passed))
+    for drift in report.drift:
+        if (drift.measure, drift.value) not in said:
+            said.add((drift.measure, drift.value))
+            name = f"{drift.measure} of {drift.output}" if drift.output else drift.measure
+            rows.append(_drift_row(name, drift, "-", None))
+    return rows
+
+
+def site_rows(report: Report) -> list[SiteRow]:
+    """The rewritten convolutions in the order of the graph."""
+    return [_site_row(site) for site in report.sites if site.became is not None]
+
+
+def kept_sentence(report: Report) -> str:
+    """How many convolutions were rewritten, and how many stay."""
+    rewritten = sum(site.became is not None for site in report.sites)
+    others = len(report.sites) - rewritten
+    barred = len({refusal.node for refusal in report.refusals if refusal.pass_name is None})
+    total = words.plural(len(report.sites) + barred, "convolution")
+    return f"{rewritten} of {total} rewritten, {others} kept as they were, {barred} not rewritable."
+
+
+def refusal_rows(report: Report) -> list[RefusalRow]:
+    """The reasons with their nodes: those that bar a node altogether first, then the most frequent."""
+    nodes: dict[tuple[str, str | None], list[str]] = {}
+    for refusal in report.refusals:
+        nodes.setdefault((refusal.reason, refusal.pass_name), []).append(refusal.node)
+    rows = [RefusalRow(reason, pass_name, tuple(found)) for (reason, pass_name), found in nodes.items()]
+    return sorted(rows, key=lambda row: (row.pass_name is not None, -len(row.nodes)))
+
+
+def _model_row(name: str, write: Callable[[float], str], before: float, after: float) -> ModelRow:
+    return ModelRow(name, write(before), write(after), words.change(before, after))
+
+
+def _drift_row(name: str, measured: Gate | Drift, budget: str, passed: bool | None) -> DriftRow:
+    value = _with_unit(words.figure(measured.value), measured.measure)
+    interval = words.interval(measured.low, measured.high)
+    return DriftRow(words.printable(name), value, interval, str(measured.samples), budget, passed)
+
+
+def _with_unit(text: str, measure: str) -> str:
+    unit = MEASURES[measure].unit if measure in MEASURES else ""
+    return f"{text} {unit}".rstrip()
+
+
+def _site_row(site: SiteReport) -> SiteRow:
+    latency = None
+    if site.latency_before_ms is not None and site.latency_after_ms is not None:
+        latency = (words.figure(site.latency_before_ms), words.figure(site.latency_after_ms))
+    return SiteRow(
+        node=words.printable(site.node),
+        was=words.printable(site.was),
+        became=site.became or "",
+        rank=words.rank(site.rank),
+        macs=(words.count(site.before.macs), words.count(site.after.macs)),
+        params=(words.count(site.before.params), words.count(site.after.params)),
+        latency=latency,
+        error=words.percent(site.predicted_error),
+    )

@@ -1,0 +1,126 @@
+"""Plans tried on the network itself: predict, refit, measure, correct the prediction, plan again."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rewriter import graph
+from rewriter.plan import Candidate, Plan, choose
+
+# The choosing samples are another draw than the final ones: aim inside the budget, not at its edge.
+_MARGIN = 0.85
+_ROUNDS = 8
+# Stop where the largest limit known to fit and the smallest known not to are this close.
+_CLOSE = 1.25
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """A plan made real.
+
+    Attributes:
+        plan: What was chosen.
+        model: The rewritten model.
+        usage: The largest share of a budget that its drift takes on the choosing samples; at most 1 fits.
+    """
+
+    plan: Plan
+    model: graph.Model
+    usage: float
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One trial of the search: a plan, its prediction and what was measured on the choosing samples.
+
+    Attributes:
+        sites: How many sites it rewrites.
+        predicted_drift: Relative L2 drift of the outputs, from the candidates' errors and the sensitivities.
+        budget_share: The largest share of a budget that its measured drift takes; at most 1 fits.
+        predicted_ms: Sum of the sites' latencies.
+        within_budget: Whether it fits with a margin.
+    """
+
+    sites: int
+    predicted_drift: float
+    budget_share: float
+    predicted_ms: float
+    within_budget: bool
+
+
+def search(
+    sites: Sequence[Sequence[Candidate]],
+    start: float,
+    build: Callable[[Plan], graph.Model],
+    usage: Callable[[graph.Model], float],
+    progress: Callable[[str, int, int], None],
+) -> tuple[list[Trial], list[Round]]:
+    """Trials within budget, fastest first, and the record of every round.
+
+    Prediction is right up to a factor that the first rounds find: drift grows about as the root of its limit, so
+    each measurement gives the next limit, bracketed by those known to fit and not to.
+
+    Args:
+        sites: Candidates with predicted drift and latency, the site as it is first.
+        start: The first limit on the sum of squared drifts.
+        build: Refits a plan and splices it into the model.
+        usage: Measures a model on the choosing samples: the largest share of a budget that it takes.
+        progress: Told after every round.
+    """
+    limit, fits, fails = start, 0.0, np.inf
+    trials: list[Trial] = []
+    rounds: list[Round] = []
+    tried: dict[tuple[Candidate, ...], float] = {}
+    for index in range(_ROUNDS):
+        plan = choose(sites, limit)
+        if not plan.rewritten:
+            fits = max(fits, limit)
+            measured = 0.0
+        elif plan.chosen in tried:
+            measured = tried[plan.chosen]
+        else:
+            model = build(plan)
+            measured = usage(model)
+            rounds.append(
+                Round(
+                    len(plan.rewritten),
+                    float(np.sqrt(plan.drift)),
+                    measured,
+                    plan.latency_ms,
+                    measured <= _MARGIN,
+                )
+            )
+            if measured <= _MARGIN:
+                trials.append(Trial(plan, model, measured))
+            tried[plan.chosen] = measured
+        progress("searching", index + 1, _ROUNDS)
+        fits, fails = (max(fits, limit), fails) if measured <= _MARGIN else (fits, min(fails, limit))
+        if fails < fits * _CLOSE or (not np.isfinite(fails) and _everything(plan, sites)):
+            break
+        limit = _next(limit, measured, fits, fails)
+    return sorted(trials, key=lambda trial: trial.plan.latency_ms), rounds
+
+
+def _next(limit: float, measured: float, fits: float, fails: float) -> float:
+    """The limit at which the measured share would have been the margin, kept inside the bracket."""
+    factor = (_MARGIN / max(measured, 1e-3)) ** 2 * 0.95
+    wanted = limit * float(np.clip(factor, 1 / 50, 50))
+    if fits < wanted < fails:
+        return wanted
+    if fits == 0.0:
+        return fails / 10
+    return float(np.sqrt(fits * fails)) if np.isfinite(fails) else fits * 10
+
+
+def _everything(plan: Plan, sites: Sequence[Sequence[Candidate]]) -> bool:
+    """Whether the plan takes the fastest candidate of every site: no limit would give a faster one."""
+    fastest = sum(min(candidate.latency_ms for candidate in candidates) for candidates in sites)
+    return plan.latency_ms <= fastest * (1 + 1e-9)
+
+
+def unchanged(sites: Sequence[Sequence[Candidate]], model: graph.Model) -> Trial:
+    """The trial in which every site stays as it is."""
+    chosen = tuple(candidates[0] for candidates in sites)
+    total = sum(candidate.latency_ms for candidate in chosen)
+    return Trial(Plan(chosen, 0.0, total, total), model, 0.0)

@@ -1,0 +1,62 @@
+"""How much the model's outputs care about an error at a site, measured through the network."""
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rewriter import graph
+from rewriter.fitting import Survey
+from rewriter.runtime import Session, Target
+from rewriter.samples import Feeds
+
+Outputs = Sequence[npt.NDArray[Any]]
+
+# All probes together, so that the cost does not grow with sites times samples.
+_SECONDS = 30.0
+
+
+def sensitivities(
+    model: graph.Model,
+    surveys: Sequence[Survey],
+    batches: Sequence[Feeds],
+    target: Target,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, float]:
+    """Squared relative drift of the outputs for each unit of squared relative error at a site, by site name.
+
+    Every site with candidates is rewritten alone by its probe and the whole network run on as many batches as the
+    time allows. Where a model has several outputs, the one that drifts most counts.
+    """
+    probed = [each for each in surveys if each.probe is not None]
+    session = Session(model.bytes(), target)
+    started = perf_counter()
+    reference = [list(session.run(batches[0]).values())]
+    seconds = max(perf_counter() - started, 1e-4)
+    count = int(np.clip(_SECONDS / (seconds * (len(probed) + 1)), 1, len(batches)))
+    reference += [list(session.run(batch).values()) for batch in batches[1:count]]
+    found = {}
+    for index, each in enumerate(probed):
+        assert each.probe is not None
+        trial = Session(graph.splice(model, [(each.site, each.probe)]).bytes(), target)
+        outputs = [list(trial.run(batch).values()) for batch in batches[:count]]
+        found[each.site.name] = squared_drift(reference, outputs) / max(each.probe_error, 1e-12)
+        progress("probing", index + 1, len(probed))
+    return found
+
+
+def squared_drift(before: Sequence[Outputs], after: Sequence[Outputs]) -> float:
+    """The largest over the outputs of Σ|after - before|² / Σ|before|², one list of outputs a batch."""
+    worst = 0.0
+    for old, new in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True):
+        if not np.issubdtype(old[0].dtype, np.floating):
+            continue
+        energy = sum(float(np.sum(np.square(array, dtype=np.float64))) for array in old)
+        error = sum(
+            float(np.sum(np.square(np.subtract(b, a, dtype=np.float64))))
+            for a, b in zip(old, new, strict=True)
+        )
+        worst = max(worst, error / max(energy, np.finfo(np.float64).tiny))
+    return worst

@@ -1,0 +1,119 @@
+"""Two reports for the tests: one of a rewritten model with names that want to be markup, one of a refusal."""
+
+import math
+from dataclasses import replace
+
+from rewriter.conv import Cost, Refusal
+from rewriter.drift import Drift
+from rewriter.latency import Latency
+from rewriter.report import Gate, Report, Round, SiteReport
+
+EVIL = "a|b`c`[bold]<script>alert(1)</script>\x1b[2J\nnew @user _x_"
+LONG = "/backbone/features/stage_{}/block_{}/branch/convolution_3x3/Conv_output"
+
+SITES = (
+    SiteReport(
+        node="stem",
+        was="3x3 64->64 s2 g1",
+        in_shape=(1, 64, 56, 56),
+        became="depthwise_pointwise",
+        rank=(2,),
+        before=Cost(28_901_376, 36_928, 50_176),
+        after=Cost(7_325_696, 9_408, 200_704),
+        predicted_error=0.01234,
+        latency_before_ms=0.8127,
+        latency_after_ms=0.25,
+    ),
+    SiteReport(
+        node=EVIL,
+        was="1x1 256->512 s1 g1",
+        in_shape=(1, 256, 14, 14),
+        became="tucker2",
+        rank=(64, 32),
+        before=Cost(25_690_112, 131_072, 100_352),
+        after=Cost(10_000_000, 50_000, 120_000),
+        predicted_error=0.0,
+        latency_before_ms=None,
+        latency_after_ms=None,
+    ),
+    SiteReport(
+        node="head",
+        was="3x3 512->10 s1 g1",
+        in_shape=(1, 512, 7, 7),
+        became=None,
+        rank=None,
+        before=Cost(2_257_920, 46_090, 490),
+        after=Cost(2_257_920, 46_090, 490),
+        predicted_error=0.0,
+        latency_before_ms=0.05,
+        latency_after_ms=0.05,
+    ),
+)
+
+REWRITTEN = Report(
+    model="in.onnx",
+    verdict="Wrote a model that is 1.98x as fast, within rel_l2 <= 0.05.",
+    improved=True,
+    sites=SITES,
+    refusals=(
+        Refusal("gate|1", None, "its weight is computed by `Mul`"),
+        Refusal("head", "grouped_pointwise", "10 channels do not divide into blocks of 8"),
+        *(Refusal(f"node{index}", "spatial_svd", "a 1 x 1 kernel has one axis") for index in range(5)),
+    ),
+    steps=("4 weights are no longer graph inputs",),
+    before=Cost(56_849_408, 214_090, 151_018),
+    after=Cost(19_583_616, 105_498, 321_194),
+    gates=(Gate("rel_l2", 0.05, 0.0312, 0.0298, 0.0327, 200, True),),
+    drift=(
+        Drift("rel_l2", None, 0.0312, 0.0298, 0.0327, 200, 3),
+        Drift("rel_l2", "logits", 0.0312, 0.0298, 0.0327, 200, 3),
+        Drift("noise_db", "logits|<b>", -30.1, -math.inf, -29.5, 200, 3),
+        Drift("my.py:worst", None, math.nan, 0.0, 1.0, 200, 0),
+    ),
+    latency=Latency(
+        before_ms=2.3912,
+        before_p10_ms=2.3,
+        before_p90_ms=2.6,
+        after_ms=1.2077,
+        after_p10_ms=1.1,
+        after_p90_ms=1.4,
+        speedup=1.9812,
+        speedup_low=1.9512,
+        speedup_high=2.0112,
+        speedup_lower=1.9312,
+        pairs=400,
+        batch=1,
+        provider="cpu",
+        threads=None,
+        before_load_ms=41.5,
+        after_load_ms=38.27,
+        before_peak_bytes=81_234_567,
+        after_peak_bytes=80_000_000,
+        baseline_bytes=50_000_000,
+        before_size_bytes=857_000,
+        after_size_bytes=423_000,
+        before_times_ms=(2.39, 2.4, 2.38),
+        after_times_ms=(1.2, 1.21, math.nan),
+    ),
+    rounds=(Round(2, 0.03, 0.6, 1.2, True),),
+    samples={"final": 200, "fit": 600, "choose": 200},
+    warnings=("200 samples are few for `top1_drop` <= 0.1",),
+    environment={"processor": "Some CPU", "cores": "2", "onnxruntime": "1.30.0"},
+    settings={"max-drift": {"rel_l2": 0.05}, "threads": None, "calibration": len},
+)
+
+REFUSED = replace(
+    REWRITTEN,
+    verdict="Nothing was written: no rewrite was faster within rel_l2 <= 0.05.",
+    improved=False,
+    sites=tuple(
+        replace(site, became=None, rank=None, after=site.before, predicted_error=0.0) for site in SITES
+    ),
+    steps=(),
+    after=REWRITTEN.before,
+    gates=(),
+    drift=(),
+    latency=None,
+    rounds=(),
+    warnings=(),
+)

@@ -1,0 +1,239 @@
+"""The command line: what it parses, what it calls, what it prints and how it exits."""
+
+import io
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from example_report import REFUSED, REWRITTEN
+
+from rewriter import cli, errors
+from rewriter.report import Report
+
+BASIC = ["optimize", "in.onnx", "-o", "out.onnx", "--calibration", "samples.npz"]
+
+
+@pytest.fixture
+def optimize(monkeypatch):
+    """Stands in for the command: remembers its arguments, then returns or raises `outcome`."""
+
+    class Stand:
+        outcome = REWRITTEN
+        arguments = ()
+        options: dict = {}  # noqa: RUF012
+
+        def __call__(self, *arguments, progress, **options):
+            self.arguments, self.options = arguments, options
+            for done in range(3):
+                progress("fitting [bold]", done, 2)
+            progress("timing", 0, 0)
+            if not isinstance(self.outcome, Report):
+                raise self.outcome
+            return SimpleNamespace(model=None, report=self.outcome, improved=self.outcome.improved)
+
+    module = ModuleType("rewriter.optimize")
+    module.optimize = Stand()
+    monkeypatch.setitem(sys.modules, "rewriter.optimize", module)
+    return module.optimize
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the entry point; returns its status, standard output and standard error."""
+
+    def call(*args):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(arg) for arg in args])
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_defaults(optimize, run):
+    status, out, err = run(*BASIC)
+    assert (status, err) == (0, "")
+    assert optimize.arguments == (Path("in.onnx"), "samples.npz", None)
+    assert optimize.options == {
+        "output": Path("out.onnx"),
+        "max_drift": None,
+        "passes": None,
+        "exclude": (),
+        "provider": "cpu",
+        "threads": None,
+        "batch": 1,
+        "shapes": {},
+        "seed": 0,
+        "min_speedup": 1.02,
+        "reports": (),
+    }
+    assert out.splitlines()[-2:] == [REWRITTEN.verdict, "Wrote out.onnx"]
+
+
+def test_every_option(optimize, run):
+    # fmt: off
+    status, out, _ = run(
+        *BASIC, "--evaluation", "data.py:feeds", "--max-drift", "noise_db=-40",
+        "--max-drift", "a=b/my.py:worst=1e-2", "--passes", "spatial_svd, tucker2",
+        "--exclude", "stem", "--exclude", "head,1", "--provider", "cuda", "--threads", 3,
+        "--batch", 8, "--shape", "input:0:1,3,32,32", "--shape", "mask:4", "--seed", 7,
+        "--min-speedup", 1.5, "--report", "a.md", "--report", "b.json",
+    )
+    # fmt: on
+    assert status == 0
+    assert optimize.arguments == (Path("in.onnx"), "samples.npz", "data.py:feeds")
+    assert optimize.options == {
+        "output": Path("out.onnx"),
+        "max_drift": {"noise_db": -40.0, "a=b/my.py:worst": 0.01},
+        "passes": ("spatial_svd", "tucker2"),
+        "exclude": ("stem", "head,1"),
+        "provider": "cuda",
+        "threads": 3,
+        "batch": 8,
+        "shapes": {"input:0": (1, 3, 32, 32), "mask": (4,)},
+        "seed": 7,
+        "min_speedup": 1.5,
+        "reports": (Path("a.md"), Path("b.json")),
+    }
+    assert out.splitlines()[-3:] == ["Wrote out.onnx", "Wrote a.md", "Wrote b.json"]
+
+
+def test_nothing_paid(optimize, run):
+    optimize.outcome = REFUSED
+    status, out, err = run(*BASIC, "--report", "why.json")
+    assert (status, err) == (3, "")
+    assert REFUSED.verdict in out
+    assert "Wrote why.json" in out
+    assert "out.onnx" not in out
+
+
+def test_quiet_prints_the_verdict_alone(optimize, run):
+    long = replace(REWRITTEN, verdict="word " * 40 + "[bold]end")
+    optimize.outcome = long
+    assert run(*BASIC, "--quiet", "--report", "a.md") == (0, long.verdict + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (errors.ModelError("no file 'in.onnx'; check the path"), 1, "no file 'in.onnx'; check the path"),
+        (errors.SampleError("two\nlines\x1b[2J"), 1, "two lines [2J"),
+        (errors.ProviderError("no cuda"), 1, "no cuda"),
+        (errors.OutputError("no folder"), 1, "no folder"),
+        (errors.OptionError("unknown pass 'svdd'; known are"), 2, "unknown pass 'svdd'; known are"),
+        (MemoryError(), 1, "out of memory; try a smaller --batch, or fewer or smaller samples"),
+    ],
+)
+def test_errors_are_one_line(optimize, run, error, status, line):
+    optimize.outcome = error
+    assert run(*BASIC) == (status, "", f"Error: {line}\n")
+
+
+@pytest.mark.parametrize("args", [["--provider", "gpu9"], ["--passes", "svdd"]])
+def test_unknown_names(run, args):
+    status, out, err = run(*BASIC, *args)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(rf"Error: .*'{args[1]}'.*known are .*\n", err)
+
+
+def test_interrupted(optimize, run):
+    optimize.outcome = KeyboardInterrupt()
+    status, out, err = run(*BASIC)
+    assert (status, out, err.strip()) == (130, "", "Interrupted; nothing was written.")
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError("bug"), EOFError("bug"), KeyError("bug")])
+def test_bugs_show(optimize, bug):
+    optimize.outcome = bug
+    with pytest.raises(type(bug), match="bug"):
+        cli.main(BASIC)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--max-drift", "rel_l2=much"], "'much' is not a number"),
+        (["--max-drift", "rel_l2="], "'' is not a number"),
+        (["--max-drift", "rel_l2=nan"], "'nan' is not a number"),
+        (["--max-drift", "rel_l2=inf"], "'inf' is not a number"),
+        (["--max-drift", "0.05"], "'0.05' is not of the form NAME=NUMBER"),
+        (["--max-drift", "kl=1", "--max-drift", "kl=2"], "'kl' is given twice"),
+        (["--min-speedup", "fast"], "'fast' is not a number"),
+        (["--min-speedup", "nan"], "'nan' is not a number"),
+        (["--shape", "1,3,8,8"], "'1,3,8,8' is not of the form NAME:SIZES"),
+        (["--shape", "x:1,0"], "'x:1,0' is not of the form NAME:SIZES"),
+        (["--shape", "x:"], "'x:' is not of the form NAME:SIZES"),
+        (["--shape", "x:1", "--shape", "x:2"], "'x' is given twice"),
+        (["--passes", "tucker2,"], "'tucker2,' is not of the form"),
+        (["--threads", "0"], "0 is not in the range"),
+        (["--batch", "many"], "'many' is not a valid integer"),
+        (["--seed", "-1"], "-1 is not in the range"),
+        (["--frobnicate"], "No such option"),
+    ],
+)
+def test_bad_options(optimize, run, args, message):
+    status, out, err = run(*BASIC, *args)
+    assert (status, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert optimize.options == {}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal(optimize, monkeypatch):
+    stderr, stdout = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setenv("TERM", "xterm")
+    with pytest.raises(SystemExit):
+        cli.main(BASIC)
+    drawn = stderr.getvalue()
+    assert "fitting [bold]" in drawn
+    assert "2/2" in drawn
+    assert drawn.rstrip("\r").endswith("\x1b[2K")  # the last bar is wiped out
+    assert "fitting" not in stdout.getvalue()
+
+
+def test_no_progress_when_quiet(optimize, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stderr := Terminal())
+    with pytest.raises(SystemExit):
+        cli.main([*BASIC, "--quiet"])
+    assert stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize("missing", ["in.onnx", "-o", "--calibration"])
+def test_missing_arguments(optimize, run, missing):
+    at = BASIC.index(missing)
+    status, _, err = run(*BASIC[:at], *BASIC[at + (1 if missing == "in.onnx" else 2) :])
+    assert status == 2
+    assert "Missing" in err
+
+
+def test_help(run):
+    status, out, _ = run("optimize", "--help")
+    assert status == 0
+    for words in (
+        "[default: cpu]",
+        "[default: 1.02]",
+        "Exit status:",
+        "130",
+        "Examples:",
+        "--max-drift NAME=VALUE",
+    ):
+        assert words in out
+    assert run("--help")[0] == 0
+    assert run("--version")[1].startswith("rewriter ")
+
+
+def test_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "rewriter", "optimize"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Missing" in done.stderr

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import filled, halves, only, random, run, site
+
+from rewriter import graph
+from rewriter.conv import Conv, Rewrite
+from rewriter.runtime import Target, optimized
+
+FOLLOWED = """weights: w[8,8,3,3] slope[8,1,1]
+agraph (float[1,8,9,9] x) => (float[1,8,9,9] y) {
+    [a] a = Conv<pads=[1,1,1,1]>(x, w)
+    low = Constant<value_float=-0.5>()
+    high = Constant<value_float=0.5>()
+    ra = Clip(a, low, high)
+    [b] b = Conv<pads=[1,1,1,1]>(ra, w)
+    sum = Add(x, b)
+    rb = LeakyRelu<alpha=0.2>(sum)
+    [c] c = Conv<pads=[1,1,1,1]>(rb, w)
+    rc = PRelu(c, slope)
+    [d] y = Conv<pads=[1,1,1,1]>(rc, w)
+}"""
+
+
+def test_probes_do_what_the_model_does(rng: np.random.Generator) -> None:
+    found = filled(FOLLOWED, rng)
+    x = random(rng, 1, 8, 9, 9)
+    taps = run(graph.with_outputs(found, ["ra", "rb", "rc", "y"]), {"x": x})
+    for name, given, expected in (("a", "x", "ra"), ("b", "ra", "rb"), ("c", "rb", "rc"), ("d", "rc", "y")):
+        each = site(found, name)
+        feeds = {"x": {"x": x, **taps}[given]}
+        if name == "b":
+            feeds["shortcut"] = x
+        for rewrite in (only(each.conv), halves(each.conv)):
+            probe = graph.probe(each, rewrite, (1, 8, 9, 9))
+            onnx.checker.check_model(probe)
+            # float32 rounding
+            assert np.abs(run(probe, feeds)["y"] - taps[expected]).max() < 1e-4
+
+
+def test_probes_fix_every_size(rng: np.random.Generator) -> None:
+    each = site(filled(FOLLOWED, rng), "b")
+    strided = Rewrite(((each.conv.with_(strides=(2, 2)),),))
+    inputs = graph.load(graph.probe(each, strided, (4, 8, 12, 10))).inputs
+    assert [(spec.name, spec.shape) for spec in inputs] == [
+        ("x", (4, 8, 12, 10)),
+        ("shortcut", (4, 8, 6, 5)),
+    ]
+
+
+def test_zoo_probes_load(zoo_model: Path) -> None:
+    sites, _ = graph.find_sites(graph.unpin(graph.load(zoo_model)))
+    for each in sites[::3]:
+        in_shape = (1, each.conv.in_channels, 16, 16)
+        probe = graph.probe(each, only(each.conv), in_shape)
+        feeds = {spec.name: np.ones(spec.shape, np.float32) for spec in graph.load(probe).inputs}
+        assert run(probe, feeds)["y"].shape[:2] == (1, each.conv.out_channels)
+
+
+def test_sums_and_activations_fuse_into_the_convolutions(rng: np.random.Generator) -> None:
+    each = site(filled(FOLLOWED.replace("Clip(a, low, high)", "Relu(a)"), rng), "a")
+    depthwise = [Conv(random(rng, 8, 1, 3, 3), None, (1, 1), (1, 1, 1, 1), (1, 1), 8) for _ in range(3)]
+    pointwise = [Conv(random(rng, 8, 8, 1, 1)) for _ in range(3)]
+    rewrite = Rewrite(tuple(zip(depthwise, pointwise, strict=True)))
+    data = optimized(graph.probe(each, rewrite, (1, 8, 16, 16)), Target(threads=1))
+    nodes = onnx.load_model_from_string(data).graph.node
+    if not any(node.domain == "com.microsoft.nchwc" for node in nodes):
+        pytest.skip("this machine has no blocked kernels")
+    assert sorted(node.op_type for node in nodes) == ["Conv"] * 6 + ["ReorderInput", "ReorderOutput"]
+
+
+def test_the_block_is_read_from_the_machine(rng: np.random.Generator) -> None:
+    assert graph.read_block(optimized(graph.block_probe(), Target(threads=1))) in (4, 8, 16)
+    assert graph.read_block(graph.block_probe()) == 8
+
+
+def test_a_rewrite_on_its_own(rng: np.random.Generator) -> None:
+    for axes in (1, 2, 3):
+        conv = Conv(random(rng, 4, 3, *(3,) * axes), random(rng, 4))
+        data = graph.rewrite_model(halves(conv))
+        onnx.checker.check_model(data, full_check=True)
+        x = random(rng, 2, 3, *(6,) * axes)
+        assert run(data, {"x": x})["y"].shape == (2, 4, *conv.out_size((6,) * axes))
+
+
+def test_with_outputs_adds_each_once(rng: np.random.Generator) -> None:
+    found = filled(FOLLOWED, rng)
+    data = graph.with_outputs(found, ["a", "y", "x", "w", "a"])
+    assert graph.load(data).outputs == ("y", "a", "x", "w")
+    assert found.outputs == ("y",)
+    with pytest.raises(ValueError, match="no tensor 'none'"):
+        graph.with_outputs(found, ["none"])

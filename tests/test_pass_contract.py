@@ -1,0 +1,236 @@
+"""What every pass promises, over a grid of convolutions."""
+
+from functools import cache
+from itertools import product
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import passes
+from rewriter import graph
+from rewriter.conv import Conv, Grid, Metric, Moments, Rewrite, free_bias, relative_error, squared_error
+
+SAMPLES = 24
+GRID = Grid(4)
+
+
+def _conv(seed, outputs, inputs, kernel, bias=True, group=1, **attributes):
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((outputs, inputs // group, *kernel)).astype(np.float32)
+    values = rng.standard_normal(outputs).astype(np.float32) if bias else None
+    return Conv(weight, values, group=group, **attributes)
+
+
+CONVS = {
+    "plain": _conv(0, 12, 8, (3, 3), pads=(1, 1, 1, 1)),
+    "widening": _conv(1, 24, 6, (3, 3), bias=False),
+    "narrowing": _conv(2, 6, 24, (3, 3), pads=(1, 1, 1, 1)),
+    "stride": _conv(3, 8, 8, (3, 3), strides=(2, 2), pads=(1, 1, 1, 1)),
+    "stride_asymmetric_pads": _conv(4, 12, 8, (3, 3), bias=False, strides=(2, 1), pads=(0, 2, 1, 0)),
+    "dilation": _conv(5, 8, 12, (3, 3), dilations=(2, 3), pads=(2, 3, 2, 3)),
+    "even": _conv(6, 8, 8, (4, 2), pads=(1, 0, 2, 1)),
+    "rectangular": _conv(7, 12, 12, (3, 5), strides=(1, 2), dilations=(2, 1), pads=(2, 2, 2, 1)),
+    "row": _conv(8, 12, 8, (1, 3), strides=(2, 2), pads=(1, 1, 0, 1)),
+    "groups": _conv(9, 16, 24, (3, 3), group=2, pads=(1, 1, 1, 1)),
+    "groups_of_four": _conv(10, 24, 16, (3, 3), bias=False, group=4, strides=(2, 2), pads=(0, 0, 1, 1)),
+    "pointwise": _conv(11, 24, 20, (1, 1)),
+    "pointwise_stride": _conv(12, 12, 16, (1, 1), bias=False, strides=(2, 2)),
+    "signal": _conv(13, 12, 8, (5,), strides=(2,), pads=(2, 1)),
+    "volume": _conv(14, 8, 8, (2, 3, 2), pads=(1, 1, 0, 0, 1, 1)),
+}
+STEPS = {step.name: step for step in passes.PASSES}
+TAKEN = [(name, key) for name, key in product(STEPS, CONVS) if STEPS[name].refuse(CONVS[key]) is None]
+cases = pytest.mark.parametrize(("name", "key"), TAKEN)
+weighted = pytest.mark.parametrize("output", [False, True], ids=["plain", "weighted"])
+
+
+def _full(name, conv):
+    """A rank at which the form can be any kernel."""
+    inputs = conv.weight.shape[1]
+    if name == "grouped_pointwise":
+        return (inputs // 2, conv.in_channels // (inputs // 2) * 1000)
+    return (1000, 1000) if name == "tucker2" else (1000,)
+
+
+@cache
+def _inputs(key):
+    """Correlated inputs of non-zero mean, one of the channels dead."""
+    conv = CONVS[key]
+    rng = np.random.default_rng(100)
+    size = tuple(range(9, 9 + len(conv.kernel_shape)))
+    x = rng.standard_normal((SAMPLES, conv.in_channels, *size)) + 1.0
+    for axis in range(1, x.ndim):
+        x = x + 0.7 * np.roll(x, 1, axis)
+    x = np.maximum(x, 0.0)
+    x[:, -1] = 0.0
+    return x.astype(np.float32)
+
+
+def _patches(conv, x):
+    """Every patch that the convolution sees, `[G, n, K]`."""
+    axes = len(conv.kernel_shape)
+    out = conv.out_size(x.shape[2:])
+    x = np.pad(x, ((0, 0), (0, 0), *zip(conv.pads[:axes], conv.pads[axes:], strict=True)))
+    taps = []
+    for tap in product(*map(range, conv.kernel_shape)):
+        starts = [index * dilation for index, dilation in zip(tap, conv.dilations, strict=True)]
+        window = [
+            slice(start, start + stride * (size - 1) + 1, stride)
+            for start, stride, size in zip(starts, conv.strides, out, strict=True)
+        ]
+        taps.append(x[(slice(None), slice(None), *window)].reshape(len(x), conv.group, -1, np.prod(out)))
+    stacked = np.stack(taps, axis=3).astype(np.float64)
+    return stacked.transpose(1, 0, 4, 2, 3).reshape(conv.group, len(x) * int(np.prod(out)), -1)
+
+
+@cache
+def _metric(key, output):
+    conv = CONVS[key]
+    rows = _patches(conv, _inputs(key))
+    mean = rows.mean(axis=1)
+    centred = rows - mean[:, None]
+    moments = Moments(centred.transpose(0, 2, 1) @ centred / rows.shape[1], mean, rows.shape[1])
+    square = np.random.default_rng(5).standard_normal((conv.out_channels, conv.out_channels))
+    return Metric(moments, square @ square.T / len(square) + 0.1 * np.eye(len(square)) if output else None)
+
+
+@cache
+def _fitted(name, key, output=False, free=False):
+    """The ranks that the pass proposes, five at most, and their rewrites."""
+    step, conv = STEPS[name], CONVS[key]
+    ranks = tuple(step.ranks(conv, GRID))[:5]
+    metric = Metric.isotropic(conv) if free else _metric(key, output)
+    return ranks, tuple(step.rewrites(conv, ranks, metric))
+
+
+def _run(rewrite, x):
+    data = graph.rewrite_model(rewrite)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0].astype(np.float64)
+
+
+def _distance(before, after):
+    return np.linalg.norm(after - before) / np.linalg.norm(before)
+
+
+def test_every_pass_takes_most_of_the_grid():
+    taken = {name: [key for step, key in TAKEN if step == name] for name in STEPS}
+    assert min(map(len, taken.values())) >= 6
+    assert len(set(STEPS)) == len(passes.PASSES)
+
+
+@cases
+@weighted
+def test_full_rank_runs_as_the_original(name, key, output):
+    conv = CONVS[key]
+    (rewrite,) = STEPS[name].rewrites(conv, [_full(name, conv)], _metric(key, output))
+    x = np.random.default_rng(7).standard_normal(_inputs(key).shape).astype(np.float32)
+    # float32 rounding, of up to three stages.
+    assert _distance(_run(Rewrite(((conv,),)), x), _run(rewrite, x)) < 1e-5
+
+
+@cases
+@weighted
+def test_planted_structure_is_recovered(name, key, output):
+    ranks, planted = _fitted(name, key, free=True)
+    if not ranks:
+        pytest.skip("no rank on the grid is cheaper")
+    conv = CONVS[key].with_(weight=planted[0].dense(CONVS[key]))
+    (rewrite,) = STEPS[name].rewrites(conv, ranks[:1], _metric(key, output))
+    assert _distance(conv.weight, rewrite.dense(conv)) < 1e-5
+
+
+@cases
+@weighted
+def test_error_falls_with_the_rank(name, key, output):
+    ranks, rewrites = _fitted(name, key, output)
+    errors = [relative_error(CONVS[key], rewrite, _metric(key, output)) for rewrite in rewrites]
+    for (less, above), (more, below) in product(zip(ranks, errors, strict=True), repeat=2):
+        if all(small <= large for small, large in zip(less, more, strict=True)):
+            # The factors are rounded to float32.
+            assert below <= above + 1e-6
+
+
+@cases
+@weighted
+def test_fit_is_no_worse_than_the_data_free_solution(name, key, output):
+    conv, metric = CONVS[key], _metric(key, output)
+    _, fitted = _fitted(name, key, output)
+    _, free = _fitted(name, key, free=True)
+    for one, other in zip(fitted, free, strict=True):
+        other = other.with_bias(free_bias(conv, other.dense(conv), metric.input))
+        assert relative_error(conv, one, metric) <= relative_error(conv, other, metric) + 1e-6
+
+
+@cases
+@weighted
+def test_predicted_error_is_the_measured_one(name, key, output):
+    conv, metric = CONVS[key], _metric(key, output)
+    ranks, rewrites = _fitted(name, key, output)
+    if not ranks:
+        pytest.skip("no rank on the grid is cheaper")
+    wrong = _run(rewrites[0], _inputs(key)) - _run(Rewrite(((conv,),)), _inputs(key))
+    wrong = np.moveaxis(wrong, 1, -1).reshape(-1, conv.group, conv.out_channels // conv.group)
+    weights = metric.weights(*wrong.shape[1:])
+    measured = np.einsum("ngm,gmk,ngk->", wrong, weights, wrong) / len(wrong)
+    # float32 rounding of the outputs, and the ridge of the covariance.
+    assert squared_error(conv, rewrites[0], metric) == pytest.approx(measured, rel=1e-3)
+
+
+@cases
+def test_rewrites_are_cheaper_keep_the_type_and_end_in_the_bias(name, key):
+    conv, size = CONVS[key], (64,) * len(CONVS[key].kernel_shape)
+    ranks, rewrites = _fitted(name, key)
+    assert len(set(ranks)) == len(ranks)
+    for rewrite in rewrites:
+        assert rewrite.cost(size).macs < conv.macs(size)
+        assert rewrite.out_size(size) == conv.out_size(size)
+        assert {stage.weight.dtype for branch in rewrite.branches for stage in branch} == {
+            np.dtype(np.float32)
+        }
+        assert rewrite.bias.dtype == np.float32
+        assert sum(stage.bias is not None for branch in rewrite.branches for stage in branch) == 1
+
+
+@cases
+def test_same_input_gives_the_same_bits(name, key):
+    conv = CONVS[key]
+    ranks, rewrites = _fitted(name, key)
+    again = STEPS[name].rewrites(conv, ranks, Metric(_metric(key, False).input))
+    for one, other in zip(rewrites, again, strict=True):
+        for before, after in zip(one.branches, other.branches, strict=True):
+            assert all(np.array_equal(a.weight, b.weight) for a, b in zip(before, after, strict=True))
+        assert np.array_equal(one.bias, other.bias)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_ranks_may_come_in_any_order(name):
+    step, conv = STEPS[name], CONVS["plain"]
+    ranks, rewrites = _fitted(name, "plain")
+    backwards = list(step.rewrites(conv, ranks[::-1], _metric("plain", False)))[::-1]
+    for one, other in zip(rewrites, backwards, strict=True):
+        assert one.cost((9, 9)) == other.cost((9, 9))
+        errors = [relative_error(conv, rewrite, _metric("plain", False)) for rewrite in (one, other)]
+        assert errors[0] == pytest.approx(errors[1], rel=0.02)
+    assert list(step.rewrites(conv, [], _metric("plain", False))) == []
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_depthwise_convolutions_are_refused_with_a_reason(name):
+    assert STEPS[name].refuse(_conv(0, 16, 16, (3, 3), group=16))
+
+
+@pytest.mark.parametrize("name", sorted(set(STEPS) - {"channel_svd"}))
+def test_pointwise_convolutions_are_refused_with_a_reason(name):
+    assert STEPS[name].refuse(CONVS["pointwise"])
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_dead_inputs_leave_a_finite_rewrite(name):
+    conv = CONVS["plain"]
+    size = conv.matrix.shape[2]
+    moments = Moments(np.zeros((1, size, size)), np.zeros((1, size)), 100)
+    ranks = STEPS[name].ranks(conv, GRID)[:2]
+    for rewrite in STEPS[name].rewrites(conv, ranks, Metric(moments)):
+        assert np.all(np.isfinite(rewrite.dense(conv)))

@@ -1,0 +1,169 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper, parser
+
+from rewriter import runtime
+from rewriter.errors import ModelError, OptionError, ProviderError
+from rewriter.runtime import Session, Spec, Target
+
+
+def text_model(text: str) -> bytes:
+    return parser.parse_model(text).SerializeToString()
+
+
+ADD = text_model(
+    '<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x, int64[2] k) => (float[N, 4] y, int64[2] z)'
+    " <float[4] w = {1, 2, 3, 4}> { y = Add(x, w) z = Neg(k) }"
+)
+FEEDS = {"x": np.zeros((3, 4), np.float32), "k": np.array([5, 6])}
+
+
+def conv_model(out_channels: int = 1) -> bytes:
+    weight = np.ones((out_channels, 3, 1, 1), np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w", "b"], ["y"])],
+        "probe",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 4, 4])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, out_channels, 4, 4])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(weight[:, 0, 0, 0], "b")],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+
+
+def test_run_gives_outputs_by_name() -> None:
+    outputs = Session(ADD).run(FEEDS)
+    assert list(outputs) == ["y", "z"]
+    np.testing.assert_array_equal(outputs["y"], np.tile([1, 2, 3, 4], (3, 1)))
+    np.testing.assert_array_equal(outputs["z"], [-5, -6])
+    assert list(Session(ADD).run(FEEDS, ["z"])) == ["z"]
+
+
+def test_inputs_and_outputs_are_described() -> None:
+    session = Session(ADD)
+    assert session.inputs == (
+        Spec("x", ("N", 4), np.dtype("float32")),
+        Spec("k", (2,), np.dtype("int64")),
+    )
+    assert session.input_names == ("x", "k")
+    assert session.output_names == ("y", "z")
+
+
+def test_external_data_is_found_beside_the_path(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    model = onnx.ModelProto.FromString(conv_model())
+    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
+    x = np.ones((1, 3, 4, 4), np.float32)
+    np.testing.assert_array_equal(Session(path).run({"x": x})["y"], np.full((1, 1, 4, 4), 4.0))
+
+
+@pytest.mark.parametrize("target", [Target(threads=2), Target(threads=2, spinning=False)])
+def test_pools_of_threads_give_the_same(target: Target) -> None:
+    np.testing.assert_array_equal(Session(ADD, target).run(FEEDS)["z"], [-5, -6])
+
+
+@pytest.mark.parametrize(
+    ("feeds", "says"),
+    [
+        ({**FEEDS, "x": np.zeros((3, 5), np.float32)}, "Got: 5 Expected: 4"),
+        ({**FEEDS, "x": np.zeros((3, 4))}, r"tensor\(double\)"),
+        ({"x": FEEDS["x"]}, "missing from input feed"),
+    ],
+)
+def test_wrong_feeds_are_one_line(
+    feeds: dict[str, np.ndarray], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ModelError, match=says) as caught:
+        Session(ADD).run(feeds)
+    assert "\n" not in str(caught.value)
+    assert "ONNXRuntimeError" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failing_node_is_one_line_without_source_files(capfd: pytest.CaptureFixture[str]) -> None:
+    model = text_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N] x, float[M] z) => (float[K] y) { y = Add(x, z) }'
+    )
+    with pytest.raises(ModelError, match="running Add node") as caught:
+        Session(model).run({"x": np.zeros(3, np.float32), "z": np.zeros(4, np.float32)})
+    assert "onnxruntime_src" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_broken_models_are_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    junk = tmp_path / "junk.onnx"
+    junk.write_text("not a model")
+    unknown = text_model(
+        '<ir_version: 8, opset_import: ["": 17, "far": 1]> g (float[2] x) => (float[2] y) { y = far.Out(x) }'
+    )
+    for model, says in (
+        (junk, "junk.onnx.*[Pp]rotobuf parsing failed"),
+        (conv_model()[:60], "cannot load the model"),
+        (unknown, "far:Out"),
+        (tmp_path / "none.onnx", "none.onnx' is not a file"),
+    ):
+        with pytest.raises(ModelError, match=says) as caught:
+            Session(model)
+        assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_providers_are_checked() -> None:
+    assert runtime.check_provider("cpu") == "CPUExecutionProvider"
+    with pytest.raises(OptionError, match=r"unknown provider 'gpu'; known are .*cuda"):
+        Target(provider="gpu")
+    with pytest.raises(OptionError, match="unknown provider"):
+        runtime.check_provider("CPUExecutionProvider")
+    with pytest.raises(OptionError, match="at least 1"):
+        Target(threads=0)
+
+
+def test_a_provider_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(ProviderError, match="pip install onnxruntime-gpu in place of onnxruntime"):
+        Session(ADD, Target(provider="cuda"))
+    with pytest.raises(ProviderError, match="install a build of onnxruntime that has CoreML"):
+        runtime.check_provider("coreml")
+
+
+def test_a_silent_fallback_to_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fallen:
+        def __init__(self, *args: object, **kwargs: object) -> None: ...
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: both)
+    monkeypatch.setattr(runtime.ort, "InferenceSession", Fallen)
+    with pytest.raises(ProviderError, match="fell back to the CPU"):
+        Session(ADD, Target(provider="cuda"))
+
+
+def test_a_pool_is_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "cores", lambda: 1)
+    assert not Target().parallel
+    assert not Target(threads=1).parallel
+    assert Target(threads=2).parallel
+    monkeypatch.setattr(runtime, "cores", lambda: 4)
+    assert Target().parallel
+    assert not Target(threads=1).parallel
+
+
+def test_optimized_shows_the_layout_of_this_machine(capfd: pytest.CaptureFixture[str]) -> None:
+    model = onnx.ModelProto.FromString(runtime.optimized(conv_model()))
+    blocked = [node for node in model.graph.node if node.domain == "com.microsoft.nchwc"]
+    if blocked:  # one output channel is padded to a whole block
+        weights = {each.name: each.dims[0] for each in model.graph.initializer}
+        assert weights[blocked[0].input[1]] in (4, 8, 16)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_versions_name_what_a_measurement_depends_on() -> None:
+    found = runtime.versions()
+    assert list(found) == ["onnxruntime", "providers", "processor", "cores", "system", "python"]
+    assert all(found.values())
+    assert int(found["cores"]) >= 1

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from rewriter.conv import Conv, Cost, Rewrite
+from rewriter.plan import Candidate
+from rewriter.search import search
+
+SKELETON = Rewrite(((Conv(np.zeros((1, 1, 1, 1), np.float32)),),))
+
+
+def network(rng, sites=12, ranks=8):
+    """Sites whose candidates trade drift for time, over four decades of sensitivity."""
+    found = []
+    for index in range(sites):
+        scale = 10 ** rng.uniform(-4, 0)
+        offers = [Candidate(str(index), None, (), SKELETON, Cost(), 0.0, 0.0, 1.0)]
+        for rank in range(1, ranks):
+            share = rank / ranks
+            offers.append(
+                Candidate(str(index), "p", (rank,), SKELETON, Cost(), 0.0, scale * (1 - share) ** 2, share)
+            )
+        found.append(offers)
+    return found
+
+
+def run(sites, usage, start=0.01):
+    return search(sites, start, lambda plan: plan, usage, lambda *_: None)
+
+
+@pytest.mark.parametrize("truth", [0.05, 0.3, 1.0, 4.0, 30.0])
+def test_finds_the_budget_however_wrong_the_prediction(rng, truth):
+    sites = network(rng)
+    trials, rounds = run(sites, lambda plan: truth * np.sqrt(plan.drift) / 0.1)
+    assert trials[0].usage <= 0.85
+    # a larger limit was tried and failed, or the best found uses most of the budget
+    assert trials[0].usage > 0.5
+    assert [t.plan.latency_ms for t in trials] == sorted(t.plan.latency_ms for t in trials)
+    assert sum(r.within_budget for r in rounds) == len(trials)
+
+
+def test_nothing_fits():
+    trials, rounds = run(network(np.random.default_rng(1)), lambda plan: 10.0)
+    assert trials == []
+    assert rounds
+    assert not any(r.within_budget for r in rounds)
+
+
+def test_everything_fits_ends_early():
+    trials, rounds = run(network(np.random.default_rng(1)), lambda plan: 0.0)
+    assert trials[0].plan.latency_ms == pytest.approx(12 / 8)
+    assert len(rounds) < 8
+
+
+def test_infinite_drift_never_passes():
+    trials, _ = run(network(np.random.default_rng(1)), lambda plan: np.inf)
+    assert trials == []
