@@ -4,9 +4,9 @@
 
     Ŵ[m, b c t] = Σ_j P[m, b j] D[b j, c t],        b the block of n channels, j one of its R n / C channels
 
-Peng et al., ECCV 2018 (filter group approximation), data-free, an SVD of every W[:, b]: a start here. With n = 1
-this is depthwise + pointwise with a multiplier, with n = C/g channel SVD; both are passes of their own. The fit
-minimises the error over P and D at once: `factor.separable`.
+Peng et al., ECCV 2018 (filter group approximation), data-free, an SVD of every W[:, b]: a start here. With n
+= 1 this is depthwise + pointwise with a multiplier, with n = C/g channel SVD; both are passes of their own.
+The fit minimises the error over P and D at once: `factor.separable`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from rewriter.factor import separable
 # A rewrite with more multiply-adds than this share of the original's cannot pay.
 WORTHWHILE = 0.95
 # Every rank is a fit and a measurement.
-MOST = 10
+MOST = 8
 
 
 @dataclass(frozen=True, slots=True)
 class GroupedPointwise:
     """Rank (n, R): the channels that a group reads, and the channels that all groups together write.
 
-    The groups are C/n, so n divides C/g and C/n divides R. Groups of n channels nest in those of a multiple of n:
-    the error falls, or stays, as n is multiplied or R grows.
+    The groups are C/n, so n divides C/g and C/n divides R. Groups of n channels nest in those of a multiple
+    of n: the error falls, or stays, as n is multiplied or R grows.
     """
 
     name: ClassVar[str] = "grouped_pointwise"
@@ -48,14 +48,19 @@ class GroupedPointwise:
         return None
 
     def ranks(self, conv: Conv, grid: Grid) -> Sequence[Rank]:
-        """Channels a group reads and writes on the grid; all pairs that are cheaper, thinned evenly in cost."""
-        block, channels = grid.block, conv.in_channels
+        """Multiples of the block in and out of every group, cheaper than the original, thinned out in cost.
+
+        Every n is a multiple of the smaller ones, so that their groups nest.
+        """
+        block, channels = grid.block, conv.weight.shape[1]
         outputs = conv.out_channels // conv.group
+        sizes: list[int] = []
+        for size in range(block, channels // 2 + 1, block):
+            if channels % size == 0 and (not sizes or size % sizes[-1] == 0):
+                sizes.append(size)
         found = []
-        for size in range(block, conv.weight.shape[1] // 2 + 1, block):
-            if conv.weight.shape[1] % size:
-                continue
-            groups = channels // size
+        for size in sizes:
+            groups = conv.in_channels // size
             for written in range(block, min(size * conv.taps, outputs) + 1, block):
                 share = _share(conv, size, groups * written)
                 if share < WORTHWHILE:

@@ -74,8 +74,8 @@ class Tucker2:
             for W, C, A in zip(conv.matrix, metric.covariance, metric.weights(groups, outputs), strict=True)
         ]
         for fitted in zip(*fits, strict=True):
-            stages = (np.concatenate(stage) for stage in zip(*fitted, strict=True))
-            yield _rewrite(conv, *stages, metric=metric)
+            P, G, U = (np.concatenate(stage) for stage in zip(*fitted, strict=True))
+            yield _rewrite(conv, P, G, U, metric)
 
 
 def _share(conv: Conv, rank: tuple[int, int]) -> float:

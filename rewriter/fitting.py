@@ -1,6 +1,7 @@
 """Passes and metrics -> rewrites: the survey of every candidate, and the refit of the chosen ones front to back."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from rewriter.conv import (
     Array,
     Conv,
     Grid,
+    Ints,
     Metric,
     Refusal,
     Rewrite,
@@ -19,7 +21,7 @@ from rewriter.conv import (
 )
 from rewriter.graph import Model, Site
 from rewriter.plan import Candidate
-from rewriter.runtime import Target
+from rewriter.runtime import Target, cores
 from rewriter.samples import Feeds
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ Progress = Callable[[str, int, int], None]
 
 # The survey's probe: the candidate of a site whose relative error comes nearest to this stands for small drifts.
 _PROBE_ERROR = 0.1
-# A candidate worse than this keeps less than two thirds of the output's variance; no budget will ever take it.
-_WORST_ERROR = 0.35
+# A candidate worse than this loses half of the output's variance; no budget will ever take it.
+_WORST_ERROR = 0.7
 # Ridges towards the original kernel, relative to the mean eigenvalue of the patch covariance.
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 # Of the samples, what the strength of the ridge is judged on.
@@ -82,44 +84,62 @@ def survey(
     """
     walk = Walk(model, sites, batches, target)
     found = []
-    for index, site in enumerate(sites):
-        inputs = walk.inputs()
-        identity = Rewrite(((site.conv,),))
-        refusals, willing = [], []
-        for each in passes:
-            if reason := each.refuse(site.conv):
-                refusals.append(Refusal(site.name, each.name, reason))
-            elif ranks := each.ranks(site.conv, grid):
-                willing.append((each, ranks))
-            else:
-                reason = "no rank on the target's grid is cheaper than the original"
-                refusals.append(Refusal(site.name, each.name, reason))
-        candidates = [
-            Candidate(site.name, None, (), skeleton(identity), identity.cost(sizes[site.name]), 0.0)
-        ]
-        probe, probe_error = None, 0.0
-        if willing:
-            positions = calibration.draw(site.conv, [batch.shape for batch in inputs], seed)
-            metric = Metric(calibration.moments(site.conv, inputs, positions))
-            for each, ranks in willing:
-                for rank, rewrite in zip(ranks, each.rewrites(site.conv, ranks, metric), strict=True):
-                    error = relative_error(site.conv, rewrite, metric)
-                    if error > _WORST_ERROR:
-                        continue
-                    cost = rewrite.cost(sizes[site.name])
-                    candidates.append(
-                        Candidate(site.name, each.name, rank, skeleton(rewrite), cost, error**2)
-                    )
-                    if probe is None or _off(error) < _off(probe_error):
-                        probe, probe_error = rewrite, error
-        found.append(Survey(site, tuple(candidates), tuple(refusals), probe, probe_error**2))
-        walk.provide(calibration.apply(identity, inputs, target))
-        progress("fitting", index + 1, len(sites))
+    with ThreadPoolExecutor(cores()) as pool:
+        for index, site in enumerate(sites):
+            inputs = walk.inputs()
+            found.append(_site(site, inputs, sizes[site.name], passes, grid, seed, pool))
+            walk.provide(calibration.apply(Rewrite(((site.conv,),)), inputs, target))
+            progress("fitting", index + 1, len(sites))
     return found
 
 
+def _site(
+    site: Site,
+    inputs: Sequence[Array],
+    size: Ints,
+    passes: Sequence["Pass"],
+    grid: Grid,
+    seed: int,
+    pool: ThreadPoolExecutor,
+) -> Survey:
+    """Every rewrite of one site, fitted to its inputs, one array a batch."""
+    identity = Rewrite(((site.conv,),))
+    candidates = [Candidate(site.name, None, (), skeleton(identity), identity.cost(size), 0.0)]
+    refusals = []
+    willing = []
+    for each in passes:
+        if reason := each.refuse(site.conv):
+            refusals.append(Refusal(site.name, each.name, reason))
+        elif ranks := each.ranks(site.conv, grid):
+            willing.append((each, ranks))
+        else:
+            reason = "no rank on the target's grid is cheaper than the original"
+            refusals.append(Refusal(site.name, each.name, reason))
+    if not willing:
+        return Survey(site, tuple(candidates), tuple(refusals), None, 0.0)
+    positions = calibration.draw(site.conv, [batch.shape for batch in inputs], seed)
+    metric = Metric(calibration.moments(site.conv, inputs, positions))
+    metric.root  # noqa: B018 - made here once, not in every thread
+
+    def fit(job: tuple["Pass", Sequence[Ints]]) -> list[tuple[Candidate, Rewrite]]:
+        each, ranks = job
+        made = []
+        for rank, rewrite in zip(ranks, each.rewrites(site.conv, ranks, metric), strict=True):
+            error = relative_error(site.conv, rewrite, metric)
+            cost = rewrite.cost(size)
+            made.append((Candidate(site.name, each.name, rank, skeleton(rewrite), cost, error**2), rewrite))
+        return made
+
+    fitted = [pair for made in pool.map(fit, willing) for pair in made if pair[0].error < _WORST_ERROR**2]
+    if not fitted:
+        return Survey(site, tuple(candidates), tuple(refusals), None, 0.0)
+    nearest, probe = min(fitted, key=lambda pair: _off(pair[0].error))
+    candidates += [candidate for candidate, _ in fitted]
+    return Survey(site, tuple(candidates), tuple(refusals), probe, nearest.error)
+
+
 def _off(error: float) -> float:
-    return abs(float(np.log(max(error, 1e-12) / _PROBE_ERROR)))
+    return abs(float(np.log(max(error, 1e-12) / _PROBE_ERROR**2)))
 
 
 def skeleton(rewrite: Rewrite) -> Rewrite:

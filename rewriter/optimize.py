@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 
 from rewriter import fitting, graph, latency, prepare, runtime, search, table
 from rewriter.conv import Conv, Cost, Grid, Ints
@@ -43,6 +44,9 @@ class Result:
     improved: bool
 
 
+# Most factors are too small for several threads of linear algebra, which cost several times what they save where
+# ONNX Runtime's threads want the cores too.
+@threadpoolctl.threadpool_limits.wrap(limits=1, user_api="blas")
 def optimize(
     model: graph.Source,
     calibration: Source,
@@ -113,7 +117,8 @@ def optimize(
     feeds = prepare.deployed_feeds(original, fit, batch, shapes or {})
     judge = Judge(original, budgets, choosing, final, seed)
 
-    calm = Target()  # fitting and judging run on the CPU, whatever the target
+    # fitting and judging run on the CPU, whatever the target; threads that spin between runs would slow the fits
+    calm = Target(spinning=False)
     in_shapes, live_bytes = prepare.scout(base, sites, feeds, calm)
     sizes = {name: shape[2:] for name, shape in in_shapes.items()}
     batches = prepare.fitting_batches(fit, live_bytes // batch, seed)

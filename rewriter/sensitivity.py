@@ -15,7 +15,7 @@ from rewriter.samples import Feeds
 Outputs = Sequence[npt.NDArray[Any]]
 
 # All probes together, so that the cost does not grow with sites times samples.
-_SECONDS = 30.0
+_SECONDS = 10.0
 
 
 def sensitivities(

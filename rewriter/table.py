@@ -23,7 +23,7 @@ Key = tuple[object, ...]
 _SLACK = 1.5
 # A site is left alone unless a candidate is faster by this factor: less is lost in the noise of the network.
 _WORTHWHILE = 0.95
-_SECONDS_PER_SHAPE = 4.0
+_SECONDS_PER_SHAPE = 1.5
 # Sessions alive at once may hold this much in activations.
 _ACTIVATION_BYTES = 1 << 30
 

@@ -34,7 +34,8 @@ PRECONDITIONER_RIDGE = 1e-4
 STEPS = 3
 # Patches longer than this are multiplied in float32 within a sweep; every regression stays in float64.
 LONG = 1000
-# Patches longer than this get one sweep at most; the second gains about one per cent of the error.
+# Patches longer than this get one sweep at most, as the second gains about one per cent, and a start that
+# is behind its rival none.
 VAST = 3000
 
 
@@ -50,7 +51,7 @@ def channel(W: Array, C: Array, A: Array, ranks: Sequence[int]) -> list[tuple[Ar
         U = np.linalg.svd(W @ linalg.cholesky(C), full_matrices=False)[0]
     else:
         U = np.linalg.eigh(W @ C @ W.T)[1][:, ::-1]
-    factors = []
+    factors: list[tuple[Array, Array]] = []
     for rank in ranks:
         H, T = linalg.orthonormal(_unweighted(U[:, :rank], root))
         factors.append((T @ (U[:, :rank].T @ W), H))
@@ -84,7 +85,7 @@ def spatial(
     M, channels, height, _ = W.shape
     chain = _Chain.of(W, C, root)
     bounds = [np.inf] * len(ranks) if bounds is None else [bound / chain.scale for bound in bounds]
-    factors = []
+    factors: list[tuple[Array, Array, float]] = []
     for fit in _chains(chain, [(rank, M) for rank in ranks], sweeps, bounds):
         rank = len(fit.V)
         V, T = linalg.orthonormal(fit.V.T)
@@ -113,7 +114,7 @@ def tucker2(
     root = linalg.cholesky(A)
     channels, taps = W.shape[1:]
     chain = _Chain.of(W[:, :, None], C.reshape((channels, 1, taps) * 2), root)
-    factors = []
+    factors: list[tuple[Array, Array, Array]] = []
     for fit in _chains(chain, ranks, sweeps, [np.inf] * len(ranks)):
         P, T = linalg.orthonormal(fit.V.T)
         U, S = linalg.orthonormal(_unweighted(fit.U, root))
@@ -171,8 +172,8 @@ class _Chain:
         WC = (W.reshape(M, Q * N) @ C.reshape(Q * N, Q * N)).reshape(W.shape)
         blocks = C.reshape(Q, N, Q, N)
         marginal = np.einsum("qnqk->nk", blocks) / Q
-        likeness = np.einsum("qnpk,nk->qp", blocks, marginal) / np.vdot(marginal, marginal)
-        quick = C if Q * N <= LONG else C.astype(np.float32)
+        likeness: Array = np.einsum("qnpk,nk->qp", blocks, marginal) / np.vdot(marginal, marginal)
+        quick: Array = C if Q * N <= LONG else C.astype(np.float32)
         inverse = np.linalg.inv(marginal + PRECONDITIONER_RIDGE * np.trace(marginal) / N * np.eye(N)).astype(
             quick.dtype
         )
@@ -287,7 +288,7 @@ def _chains(
     free, *others = chain.starts(max(r for r, _ in ranks))
     starts = [(V, *chain.regress(V)) for V in (free, *others)]
     allowed = dict(zip(ranks, bounds, strict=True))
-    sweeps = sweeps if Q * N <= VAST else min(sweeps, 1)
+    rival, sweeps = (RIVAL, sweeps) if Q * N <= VAST else (1.0, min(sweeps, 1))
     fits: dict[tuple[int, int], _Fit] = {}
     neighbour: list[tuple[Array, Array, Array]] = []
     for rank in sorted(allowed):
@@ -295,7 +296,7 @@ def _chains(
         if best is None:
             # Between ranks that differ in s alone, the V of one is a start for the next.
             best = chain.fit(starts + [start for start in neighbour if len(start[0]) == rank[0]], rank)
-            for _ in range(sweeps if best.error <= RIVAL * allowed[rank] else 0):
+            for _ in range(sweeps if best.error <= rival * allowed[rank] else 0):
                 V = chain.step(best)
                 neighbour = [(V, *chain.regress(V))]
                 best = min(best, chain.fit(neighbour, rank), key=lambda fit: fit.error)

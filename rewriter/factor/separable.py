@@ -28,8 +28,14 @@ STEPS = 16
 """Conjugate gradient steps inside one of them, likewise."""
 GAIN = 5e-3
 """A step that lowers the squared error by less than this share is the last: ten times as many gain 3 %."""
+PATIENCE = 2
+"""Or rather so many such steps in a row, where every output has a step of its own."""
+SHORT = 0.3
+"""The share of a step that is tried where the whole one fails, before the next is damped more."""
 LARGE = 5e8
 """Multiply-adds of one step above which only the start with the lowest error is followed, and less far."""
+DEAD = 1e-100
+"""Variance below which there is none."""
 EXACT = 1e-20
 """Squared relative error at which there is nothing left to fit."""
 DIRECT = 64
@@ -79,7 +85,11 @@ def blocks_then_dense(
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """The problem in float64, W and A scaled to a size near one; A is None where it is the identity."""
+    """The problem in float64, W and A scaled to a size near one.
+
+    A is None where it is the identity. Inputs that never vary, whose C is nothing but its ridge, count as
+    white.
+    """
 
     W: Array
     C: Array
@@ -94,7 +104,7 @@ class _Unit:
         plain = np.array_equal(A, np.eye(len(A)))
         return cls(
             np.asarray(W, np.float64) / scale,
-            np.asarray(C, np.float64),
+            np.eye(len(C)) if np.trace(C) < DEAD else np.asarray(C, np.float64),
             None if plain else A / (np.trace(A) / len(A)),
             scale,
         )
@@ -285,7 +295,7 @@ def _swept(problem: _Blocks, state: _Settled, sweeps: int) -> _Settled:
             if done:
                 break
         else:
-            damping *= 10
+            damping = min(damping * 10, 1e3)
     return state
 
 
@@ -299,9 +309,9 @@ def _step(problem: _Blocks, state: _Settled, damping: float) -> Array:
     # The ridge keeps the unexplained part of C positive in float32.
     normal = (state.normal + 1e-4 * np.eye(n)).astype(np.float32)
     root = scipy.linalg.cholesky(normal, lower=True, check_finite=False)
-    features = state.BC.astype(np.float32)
+    features: Array = state.BC.astype(np.float32)
     features = scipy.linalg.solve_triangular(root, features, lower=True, check_finite=False)
-    unexplained = features.T @ features
+    unexplained: Array = features.T @ features
     np.subtract(problem.C32, unexplained, out=unexplained)
     columns = unexplained.reshape(blocks, size, K).transpose(0, 2, 1)
 
@@ -318,12 +328,15 @@ def _step(problem: _Blocks, state: _Settled, damping: float) -> Array:
 
     def apply(D: Array) -> Array:
         np.matmul(spread, D.astype(np.float32), out=mixed.transpose(1, 0, 2))
-        applied = np.matmul(mixed.reshape(blocks, rank, K), columns)
-        return applied.astype(np.float64) + damping * (inner @ D)
+        applied: Array = np.matmul(mixed.reshape(blocks, rank, K), columns)
+        total: Array = applied + damping * (inner @ D)
+        return total
 
     def precondition(D: Array) -> Array:
-        out: Array = left @ D
-        return out if right is None else out @ right
+        half: Array = left @ D
+        if right is not None:
+            half = half @ right
+        return half
 
     return linalg.newton_step(apply, slope, precondition, _effort(STEPS, n * problem.C.size))
 
@@ -370,8 +383,8 @@ def dense_then_taps(
         columns = found.Q.reshape(-1, problem.channels).T, found.D.reshape(-1, taps).T
         Q = scipy.linalg.solve_triangular(problem.channel_root.T, columns[0]).T.reshape(found.Q.shape)
         D = scipy.linalg.solve_triangular(problem.tap_root.T, columns[1]).T.reshape(found.D.shape)
-        last, first = _balanced(D, Q.transpose(2, 0, 1))
-        yield np.ascontiguousarray(first.transpose(1, 2, 0)) * unit.scale, last
+        last, first = _balanced(D, Q.transpose(2, 0, 1) * unit.scale)
+        yield np.ascontiguousarray(first.transpose(1, 2, 0)), last
 
 
 @dataclass(frozen=True, slots=True)
@@ -503,16 +516,21 @@ def _truncated(kernels: Array, rank: int) -> tuple[Array, Array]:
 def _paired(problem: _Taps, state: _Pairs, sweeps: int) -> _Pairs:
     """Damped Gauss-Newton steps; where a step does not lower the error it is taken back and shortened."""
     damping = np.full(len(state.loss), 1e-2)
+    idle = 0
     for _ in range(sweeps):
         if state.total() <= EXACT * problem.energy:
             break
         Q, D = _paired_step(problem, state, damping)
-        trial = _Pairs.of(problem, state.Q + Q, state.D + D)
-        lower = trial.loss < state.loss
-        damping = np.where(lower, np.maximum(damping / 10, 1e-6), damping * 10)
-        before = state.total()
-        state = state.better(trial)
-        if bool(np.any(lower)) and state.total() > (1.0 - GAIN) * before:
+        before = state
+        state = state.better(_Pairs.of(problem, state.Q + Q, state.D + D))
+        if np.any(state.loss == before.loss):
+            state = state.better(_Pairs.of(problem, before.Q + SHORT * Q, before.D + SHORT * D))
+        lower = state.loss < before.loss
+        damping = np.where(lower, np.maximum(damping / 10, 1e-6), np.minimum(damping * 10, 1e3))
+        # Outputs that have to shorten their step gain nothing in this sweep, but may in the next ones.
+        if np.any(lower):
+            idle = idle + 1 if state.total() > (1.0 - GAIN) * before.total() else 0
+        if idle == PATIENCE:
             break
     return state
 
@@ -549,8 +567,8 @@ def _paired_step(problem: _Taps, state: _Pairs, damping: Array) -> tuple[Array, 
         q, d = split(both)
         moved = q.transpose(0, 2, 1) @ D + Q.transpose(0, 2, 1) @ d
         moved = (moved.reshape(M, -1).astype(np.float32) @ problem.C32).astype(np.float64)
-        applied = contracted(moved if problem.A is None else problem.A @ moved)
-        return applied + damped * np.concatenate([q, mean / sizes[:, None, None] * d], axis=2)
+        ridge: Array = damped * np.concatenate([q, mean / sizes[:, None, None] * d], axis=2)
+        return contracted(moved if problem.A is None else problem.A @ moved) + ridge
 
     def precondition(both: Array) -> Array:
         q, d = split(both)

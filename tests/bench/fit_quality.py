@@ -3,7 +3,7 @@
     python tests/bench/fit_quality.py MODEL SAMPLES.npz [--sites 3] [--skip 1]
 
 SAMPLES holds one array a model input, keyed by its name; the first two thirds fit, the rest measure. Error
-XX of the output, 1 keeping its mean alone; share is the
+is the root of the squared output error over the output's variance, 1 keeping its mean alone; share is the
 squared output error over the energy of W x, mean included. Both for the kernel's own best factors (plain) and
 for those fitted, each with the free bias.
 """
