@@ -50,9 +50,14 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """The console entry point: runs a command and exits with its status."""
     try:
         status = cli.main(args, prog_name="rewriter", standalone_mode=False)
-    except click.ClickException as error:
+    except click.NoArgsIsHelpError as error:
         error.show()
         status = error.exit_code
+    except click.UsageError as error:
+        asked = "rewriter" if error.ctx is None else error.ctx.command_path
+        status = _fail(f"{error.format_message().rstrip('.')}; see '{asked} --help'", MISUSED)
+    except click.ClickException as error:
+        status = _fail(error.format_message(), error.exit_code)
     except OptionError as error:
         status = _fail(error, MISUSED)
     except RewriterError as error:
@@ -101,7 +106,7 @@ def _number(text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise click.BadParameter(f"'{text}' is not a number")
+        raise click.BadParameter(f"'{text}' is not a number; give one, such as 0.05")
     return number
 
 

@@ -118,7 +118,7 @@ def _site(
     if not willing:
         return Survey(site, tuple(candidates), tuple(refusals), None, 0.0)
     positions = calibration.draw(site.conv, [batch.shape for batch in inputs], seed)
-    metric = Metric(calibration.moments(site.conv, inputs, positions))
+    metric = Metric(calibration.shrunk(calibration.moments(site.conv, inputs, positions)))
     metric.root  # noqa: B018 - made here once, not in every thread
 
     def fit(job: tuple["Pass", Sequence[Ints]]) -> list[tuple[Candidate, Rewrite]]:
@@ -190,7 +190,7 @@ def refit(
         inputs = rewritten.inputs()
         wanted = _with_shortcut(site, outputs, original, rewritten)
         conv, moments = _retarget(site.conv, inputs, wanted, seed)
-        (rewrite,) = by_name[candidate.pass_name].rewrites(conv, [candidate.rank], Metric(moments.input))
+        (rewrite,) = by_name[candidate.pass_name].rewrites(conv, [candidate.rank], Metric(calibration.shrunk(moments.input)))
         done.append((site, rewrite))
         original.provide(outputs)
         rewritten.provide(calibration.apply(rewrite, inputs, target))

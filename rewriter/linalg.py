@@ -17,16 +17,28 @@ RIDGE = 1e-8
 
 
 def ridged(matrix: Array) -> Array:
-    """A symmetric matrix `[n, n]` in float64 with RIDGE times its mean eigenvalue added to the diagonal.
+    """A symmetric matrix `[n, n]` in float64 with a ridge on its diagonal that makes it safely positive definite.
 
-    The ridge is relative to the whole matrix: channels that are zero on every sample leave whole blocks zero,
-    whose own trace would give no ridge at all. An all-zero matrix becomes a tiny identity.
+    The ridge is RIDGE times the mean eigenvalue, raised tenfold until a Cholesky factor exists: moments summed
+    from float32 products have eigenvalues a little below zero where there are fewer patches than values. It is
+    relative to the whole matrix: channels that are zero on every sample leave whole blocks zero, whose own trace
+    would give no ridge at all. An all-zero matrix becomes a tiny identity.
     """
     out = np.array(matrix, np.float64)
     out = (out + out.T) / 2
     mean = float(np.trace(out)) / len(out)
-    out[np.diag_indices_from(out)] += RIDGE * mean if mean > 0.0 else np.finfo(np.float64).tiny ** 0.5
-    return out
+    diagonal = np.diag_indices_from(out)
+    ridge = RIDGE * mean if mean > 0.0 else np.finfo(np.float64).tiny ** 0.5
+    while True:
+        out[diagonal] += ridge
+        try:
+            scipy.linalg.cholesky(out, lower=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            ridge *= 10
+        else:
+            # as much again, so that what is made from it stays positive definite too
+            out[diagonal] += ridge
+            return out
 
 
 def cholesky(matrix: Array) -> Array:

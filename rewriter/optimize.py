@@ -15,7 +15,7 @@ from rewriter.drift import Drift, Verdict
 from rewriter.graph import Model, Site
 from rewriter.judge import Judge
 from rewriter.latency import Latency
-from rewriter.plan import Candidate, Plan
+from rewriter.plan import Candidate, Plan, choose
 from rewriter.report import Gate, Report, SiteReport, check_path, write
 from rewriter.runtime import Target
 from rewriter.samples import Feeds, Source
@@ -26,7 +26,9 @@ Progress = Callable[[str, int, int], None]
 
 DEFAULT_MAX_DRIFT: Mapping[str, float] = {"rel_l2": 0.05}
 # The final samples are looked at for so many trials at most, the fastest first.
-_LOOKS = 3
+_LOOKS = 4
+# A trial after one that was over budget has at most this share of its predicted squared drift.
+_RETREAT = 0.4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +112,8 @@ def optimize(
     for path in reports:
         check_path(path)
     if output is not None:
-        graph.check_output(output, original.path)
+        for source in (original.path, calibration, evaluation, *reports):
+            graph.check_output(output, source if isinstance(source, str | Path) else None)
     base = graph.unpin(original)
     sites, refusals = prepare.choose_sites(base, exclude)
     fit, choosing, final = prepare.split_samples(original, calibration, evaluation, seed)
@@ -144,7 +147,12 @@ def optimize(
     trials, rounds = search.search(offers, judge.start, build, judge.usage, progress)
     if base is not original:
         trials.append(search.unchanged(offers, base))
-    ending = _final_word(original, trials, judge, feeds, target, min_speedup, seed, progress)
+
+    def retreat(limit: float) -> Trial | None:
+        plan = choose(offers, limit)
+        return Trial(plan, build(plan), 0.0) if plan.rewritten else None
+
+    ending = _final_word(original, trials, retreat, judge, feeds, target, min_speedup, seed, progress)
     accepted = ending.accepted
     plan = None if accepted is None else accepted.plan
     stays = [candidates[0] for candidates in timed]
@@ -203,6 +211,7 @@ class _Ending:
 def _final_word(
     original: Model,
     trials: Sequence[Trial],
+    retreat: Callable[[float], Trial | None],
     judge: Judge,
     feeds: Feeds,
     target: Target,
@@ -210,20 +219,44 @@ def _final_word(
     seed: int,
     progress: Progress,
 ) -> _Ending:
-    """The first of the trials, fastest first, that keeps to the budgets on the final samples and is faster."""
+    """The first of the trials, fastest first, that keeps to the budgets on the final samples and is faster.
+
+    Where one is over budget on them the next must drift much less: their number is limited, and so is how often
+    they may be looked at before the look itself becomes a choice.
+
+    Args:
+        original: The model as it came.
+        trials: What the search found, fastest first.
+        retreat: Makes a trial with at most so much predicted squared drift, for when these run out.
+        judge: The budgets and the final samples.
+        feeds: What to time both models with.
+        target: How they are deployed.
+        min_speedup: What the lower bound of the speed-up must reach.
+        seed: Of the intervals.
+        progress: Told while the models are timed.
+    """
     ending = _Ending(
         None,
         "Nothing was written: no rewrite is both within budget and faster where it was measured alone; "
         "a larger --max-drift may leave room for some.",
     )
-    for trial in trials[:_LOOKS]:
+    queue = list(trials)
+    for look in range(_LOOKS):
+        if not queue:
+            break
+        trial = queue.pop(0)
         measured, verdicts = judge.verdicts(trial.model)
         gates = tuple(_gate(verdict) for verdict in verdicts)
         warnings = tuple(verdict.warning for verdict in verdicts if verdict.warning is not None)
+        if look:
+            warnings += (f"the final samples were looked at {look + 1} times, for so many models",)
         over = [gate for gate in gates if not gate.passed]
         if over:
             verdict = f"Nothing was written: on the final samples {_told(over)}."
             ending = _Ending(None, verdict, measured, gates, ending.latency, warnings)
+            queue = [other for other in queue if other.plan.drift <= trial.plan.drift * _RETREAT]
+            if not queue and (smaller := retreat(trial.plan.drift * _RETREAT)) is not None:
+                queue = [smaller]
             continue
         timing = latency.compare(
             original.bytes(),

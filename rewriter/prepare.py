@@ -41,7 +41,7 @@ def choose_sites(model: Model, exclude: Sequence[str]) -> tuple[tuple[Site, ...]
     """
     sites, refusals = graph.find_sites(model)
     if not sites and not refusals:
-        raise ModelError(f"{model.label} has no convolution; there is nothing to rewrite")
+        raise ModelError(f"{model.label} has no convolution to rewrite; give a model with Conv nodes")
     names = {site.name for site in sites}
     for name in exclude:
         if name not in names | {refusal.node for refusal in refusals}:
@@ -85,7 +85,9 @@ def deployed_feeds(model: Model, samples: Samples, batch: int, shapes: Mapping[s
     for name, spec in specs.items():
         sample = samples.feeds[0][name]
         if batch > 1 and spec.fixed_batch not in (None, batch):
-            raise OptionError(f"--batch {batch}: input '{name}' takes {spec.shape}; its batch is fixed")
+            raise OptionError(
+                f"--batch {batch}: the model fixes the batch of input '{name}' at {spec.fixed_batch}; leave it out"
+            )
         shape = sample.shape if batch == 1 else (batch, *sample.shape[1:])
         shape = tuple(shapes.get(name, shape))
         fits = len(shape) == len(spec.shape) and all(
@@ -93,7 +95,10 @@ def deployed_feeds(model: Model, samples: Samples, batch: int, shapes: Mapping[s
             for wanted, size in zip(spec.shape, shape, strict=True)
         )
         if not fits:
-            raise OptionError(f"--shape {name}:{','.join(map(str, shape))}: the model takes {spec.shape}")
+            takes = ", ".join("?" if size is None else str(size) for size in spec.shape)
+            raise OptionError(
+                f"--shape {name}:{','.join(map(str, shape))}: the model takes [{takes}]; give sizes that fit it"
+            )
         feeds[name] = np.resize(sample, shape)
     return feeds
 

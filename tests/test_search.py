@@ -31,7 +31,7 @@ def run(sites, usage, start=0.01):
 def test_finds_the_budget_however_wrong_the_prediction(rng, truth):
     sites = network(rng)
     trials, rounds = run(sites, lambda plan: truth * np.sqrt(plan.drift) / 0.1)
-    assert trials[0].usage <= 0.85
+    assert trials[0].usage <= 0.9
     # a larger limit was tried and failed, or the best found uses most of the budget
     assert trials[0].usage > 0.5
     assert [t.plan.latency_ms for t in trials] == sorted(t.plan.latency_ms for t in trials)
