@@ -1,11 +1,12 @@
 """Samples -> the metric of every site, streaming.
 
-A `Walk` runs a model over all samples from site to site and keeps only the tensors that are still needed, so that a
-pass over a whole network costs one inference of it, whatever the number of sites, and the sites in front may have been
-rewritten by the time the walk comes to the next. At a site, `moments` draws patches over the whole map, borders
-included, and sums their products in float32 blocks, the blocks in float64.
+A `Walk` runs a model over all samples from site to site and keeps only the tensors that are still needed, so
+that a pass over a whole network costs one inference of it, whatever the number of sites, and the sites in
+front may have been rewritten by the time the walk comes to the next. At a site, `moments` draws patches over
+the whole map, borders included, and sums their products in float32 blocks, the blocks in float64.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -23,9 +24,11 @@ from rewriter.samples import Feeds
 
 Positions = list[npt.NDArray[np.intp]]
 
-# Patches for each value of a patch: the excess error of a fit from 20 times as many patches is about 3 % (measured).
+# Patches for each value of a patch: the excess error of a fit from 20 times as many patches is about 3 %
+# (measured).
 PATCHES_PER_VALUE = 20
-# Above so many patches a value the covariance is taken as it is, far below it a fifth is replaced by the diagonal.
+# Above so many patches a value the covariance is taken as it is, far below it a fifth is replaced by the
+# diagonal.
 _ENOUGH_PATCHES = 6
 _MOST_SHRINKAGE = 0.2
 # Patches whose products are summed in float32 before they are added up in float64.
@@ -103,7 +106,7 @@ def apply(rewrite: Rewrite, inputs: Sequence[Array], target: Target) -> list[Arr
 
 
 def draw(conv: Conv, shapes: Sequence[Ints], seed: int) -> Positions:
-    """Output positions (flat over n and the map, sorted) of a site, as many as its fit wants, one array a batch."""
+    """Output positions of a site, flat over n and the map, as many as its fit wants, one array a batch."""
     sizes = [shape[0] * prod(conv.out_size(shape[2:])) for shape in shapes]
     wanted = PATCHES_PER_VALUE * conv.matrix.shape[2]
     share = min(1.0, wanted / max(sum(sizes), 1))
@@ -129,7 +132,8 @@ def patches(conv: Conv, batch: Array, positions: npt.NDArray[np.intp]) -> Array:
         writeable=False,
     )
     sample, *place = np.unravel_index(positions, (len(batch), *out_size))
-    seen = windows[(sample, slice(None), *place)]
+    where: tuple[Any, ...] = (sample, slice(None), *place)
+    seen = windows[where]
     return np.ascontiguousarray(seen.reshape(len(positions), conv.group, -1).swapaxes(0, 1), np.float32)
 
 
@@ -163,8 +167,8 @@ def moments(conv: Conv, inputs: Sequence[Array], positions: Positions) -> Moment
 def shrunk(moments: Moments) -> Moments:
     """The moments with their covariance shrunk towards its diagonal where the patches are few.
 
-    Below some six patches a value a fit to the raw covariance begins to fit its noise; a fifth of the diagonal is
-    the most that helped (measured).
+    Below some six patches a value a fit to the raw covariance begins to fit its noise; a fifth of the
+    diagonal is the most that helped (measured).
     """
     patches_a_value = moments.count / moments.covariance.shape[1]
     share = _MOST_SHRINKAGE * max(0.0, 1.0 - patches_a_value / _ENOUGH_PATCHES)
@@ -180,21 +184,20 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
     """The joint moments of inputs `[N, C, ...]` and wanted outputs `[N, M, ...]` of a site, one each a batch.
 
     Without wanted outputs `cross` and `mean` are empty.
-    Values are taken relative to the mean of the first block, so that the products lose nothing to a large mean.
+    Values are taken relative to the mean of the first block, so that the products lose nothing to a large
+    mean.
     """
     group, _, size = conv.matrix.shape
     channels = 0 if wanted is None else conv.matrix.shape[1]
     second = np.zeros((group, size, size))
     cross = np.zeros((group, channels, size))
     total, wanted_total = np.zeros((group, size)), np.zeros((group, channels))
-    pivot = wanted_pivot = None
     count = 0
-    for x, y in _blocks(conv, inputs, wanted, positions):
-        if pivot is None:
-            pivot = x.mean(1, keepdims=True)
-            wanted_pivot = y.mean(1, keepdims=True)
-        x = x - pivot
-        y = y - wanted_pivot
+    blocks = _blocks(conv, inputs, wanted, positions)
+    first = next(blocks)
+    pivot, wanted_pivot = (part.mean(1, keepdims=True) for part in first)
+    for patch, output in itertools.chain([first], blocks):
+        x, y = patch - pivot, output - wanted_pivot
         for g in range(group):
             # the lower triangle of x[g]ᵀ x[g]: half the work of the product
             second[g] += scipy.linalg.blas.ssyrk(1.0, x[g].T, lower=1)
@@ -202,8 +205,6 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
         total += x.sum(1, dtype=np.float64)
         wanted_total += y.sum(1, dtype=np.float64)
         count += x.shape[1]
-    assert pivot is not None
-    assert wanted_pivot is not None
     mean, wanted_mean = total / count, wanted_total / count
     for g in range(group):
         lower = np.tril(second[g], -1)
@@ -220,7 +221,7 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
 def _blocks(
     conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, positions: Positions
 ) -> Iterator[tuple[Array, Array]]:
-    """Blocks of patches `[G, P, K]` and of the outputs wanted for them `[G, P, M/G]` (empty where none are)."""
+    """Blocks of patches `[G, P, K]` and of the outputs wanted for them `[G, P, M/G]`, if any."""
     for index, (batch, chosen) in enumerate(zip(inputs, positions, strict=True)):
         for start in range(0, len(chosen), _BLOCK):
             part = chosen[start : start + _BLOCK]

@@ -50,14 +50,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """The console entry point: runs a command and exits with its status."""
     try:
         status = cli.main(args, prog_name="rewriter", standalone_mode=False)
-    except click.NoArgsIsHelpError as error:
-        error.show()
-        status = error.exit_code
-    except click.UsageError as error:
-        asked = "rewriter" if error.ctx is None else error.ctx.command_path
-        status = _fail(f"{error.format_message().rstrip('.')}; see '{asked} --help'", MISUSED)
     except click.ClickException as error:
-        status = _fail(error.format_message(), error.exit_code)
+        status = _usage(error)
     except OptionError as error:
         status = _fail(error, MISUSED)
     except RewriterError as error:
@@ -311,6 +305,17 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
     with bars:
         yield progress
+
+
+def _usage(error: click.ClickException) -> int:
+    """Prints a misuse as one line, the whole help where no command was given, and returns the status."""
+    message = error.format_message()
+    if message.startswith("Usage:"):
+        error.show()
+        return error.exit_code
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "rewriter"
+    return _fail(f"{message.rstrip('.')}; see '{command} --help'", error.exit_code)
 
 
 def _fail(message: object, status: int) -> int:

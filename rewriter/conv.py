@@ -373,7 +373,7 @@ def free_bias(conv: Conv, dense: Array, moments: Moments) -> Array:
     Jointly optimal with the best Ŵ under the centred covariance (Zhang et al. 2015, section 3.1).
     """
     delta = conv.matrix - dense.reshape(conv.matrix.shape)
-    shift = np.einsum("gmk,gk->gm", delta, moments.mean).reshape(-1)
+    shift: Array = np.einsum("gmk,gk->gm", delta, moments.mean).reshape(-1)
     return shift if conv.bias is None else conv.bias + shift
 
 
@@ -403,7 +403,7 @@ def squared_error(conv: Conv, rewrite: Rewrite, metric: Metric) -> float:
 
 
 def relative_error(conv: Conv, rewrite: Rewrite, metric: Metric) -> float:
-    """The root of squared error over variance of the original's output: 0 is exact, 1 keeps its mean alone."""
+    """The root of squared error over the output's variance: 0 is exact, 1 keeps its mean alone."""
     energy = metric.squared(np.asarray(conv.matrix, np.float64))
     if energy <= 0.0:
         return 0.0
@@ -422,7 +422,7 @@ class Grid:
     block: int = 8
 
     def ranks(self, limit: int, most: int = 8) -> Sequence[int]:
-        """At most `most` multiples of the block below `limit`, denser where small; half blocks where few fit."""
+        """At most `most` multiples of the block below `limit`; half blocks where few of them fit."""
         step = self.block if limit > 2 * self.block else max(self.block // 2, 1)
         multiples = np.arange(step, limit, step)
         if len(multiples) > most:

@@ -1,11 +1,13 @@
-"""Passes and metrics -> rewrites: the survey of every candidate, and the refit of the chosen ones front to back."""
+"""Passes and metrics -> rewrites: the survey of every candidate, and the refit of the chosen ones."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import threadpoolctl
 
 from rewriter import calibration, linalg
 from rewriter.calibration import Joint, Walk
@@ -15,6 +17,7 @@ from rewriter.conv import (
     Grid,
     Ints,
     Metric,
+    Moments,
     Refusal,
     Rewrite,
     relative_error,
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 
-# The survey's probe: the candidate of a site whose relative error comes nearest to this stands for small drifts.
+# The survey's probe: the candidate of a site whose relative error comes nearest to this stands for small
+# drifts.
 _PROBE_ERROR = 0.1
 # A candidate worse than this loses half of the output's variance; no budget will ever take it.
 _WORST_ERROR = 0.7
@@ -47,7 +51,7 @@ class Survey:
         site: The site.
         candidates: With skeletons in place of weights; the site as it is comes first.
         refusals: Of the passes that cannot take it.
-        probe: One fitted rewrite, for trying how much the outputs care about this site; None without candidates.
+        probe: One fitted rewrite, for trying how much the outputs care about this site, if there is any.
         probe_error: Its relative squared error.
     """
 
@@ -84,7 +88,7 @@ def survey(
     """
     walk = Walk(model, sites, batches, target)
     found = []
-    with ThreadPoolExecutor(cores()) as pool:
+    with _one_blas_thread(), ThreadPoolExecutor(cores()) as pool:
         for index, site in enumerate(sites):
             inputs = walk.inputs()
             found.append(_site(site, inputs, sizes[site.name], passes, grid, seed, pool))
@@ -118,7 +122,7 @@ def _site(
     if not willing:
         return Survey(site, tuple(candidates), tuple(refusals), None, 0.0)
     positions = calibration.draw(site.conv, [batch.shape for batch in inputs], seed)
-    metric = Metric(calibration.shrunk(calibration.moments(site.conv, inputs, positions)))
+    metric = _metric(calibration.moments(site.conv, inputs, positions))
     metric.root  # noqa: B018 - made here once, not in every thread
 
     def fit(job: tuple["Pass", Sequence[Ints]]) -> list[tuple[Candidate, Rewrite]]:
@@ -167,9 +171,9 @@ def refit(
 ) -> list[tuple[Site, Rewrite]]:
     """The chosen rewrites fitted front to back: inputs from the rewritten network, targets from the original.
 
-    Each site repairs what the sites before it left wrong as far as its form can (the asymmetric reconstruction of
-    Zhang et al. 2015, section 3.3). In front of a residual Add the target is what makes the sum right (He et al.
-    2017, section 3.3).
+    Each site repairs what the sites before it left wrong as far as its form can (the asymmetric
+    reconstruction of Zhang et al. 2015, section 3.3). In front of a residual Add the target is what makes the
+    sum right (He et al. 2017, section 3.3).
 
     Args:
         model: The original.
@@ -184,18 +188,28 @@ def refit(
     sites = [site for site, _ in chosen]
     original, rewritten = Walk(model, sites, batches, target), Walk(model, sites, batches, target)
     done = []
-    for index, (site, candidate) in enumerate(chosen):
-        assert candidate.pass_name is not None
-        outputs = calibration.apply(Rewrite(((site.conv,),)), original.inputs(), target)
-        inputs = rewritten.inputs()
-        wanted = _with_shortcut(site, outputs, original, rewritten)
-        conv, moments = _retarget(site.conv, inputs, wanted, seed)
-        (rewrite,) = by_name[candidate.pass_name].rewrites(conv, [candidate.rank], Metric(calibration.shrunk(moments.input)))
-        done.append((site, rewrite))
-        original.provide(outputs)
-        rewritten.provide(calibration.apply(rewrite, inputs, target))
-        progress("refitting", index + 1, len(chosen))
+    with _one_blas_thread():
+        for index, (site, candidate) in enumerate(chosen):
+            assert candidate.pass_name is not None
+            outputs = calibration.apply(Rewrite(((site.conv,),)), original.inputs(), target)
+            inputs = rewritten.inputs()
+            wanted = _with_shortcut(site, outputs, original, rewritten)
+            conv, metric = _retarget(site.conv, inputs, wanted, seed)
+            (rewrite,) = by_name[candidate.pass_name].rewrites(conv, [candidate.rank], metric)
+            done.append((site, rewrite))
+            original.provide(outputs)
+            rewritten.provide(calibration.apply(rewrite, inputs, target))
+            progress("refitting", index + 1, len(chosen))
     return done
+
+
+def _one_blas_thread() -> contextlib.AbstractContextManager[Any]:
+    """Most factors are too small for several threads of linear algebra.
+
+    These cost several times what they save where each other's and ONNX Runtime's threads want the cores too.
+    """
+    limits: contextlib.AbstractContextManager[Any] = threadpoolctl.threadpool_limits(1, "blas")
+    return limits
 
 
 def _with_shortcut(site: Site, outputs: list[Array], original: Walk, rewritten: Walk) -> list[Array]:
@@ -208,8 +222,8 @@ def _with_shortcut(site: Site, outputs: list[Array], original: Walk, rewritten: 
     return [y + (s - t) for y, s, t in zip(outputs, right, wrong, strict=True)]
 
 
-def _retarget(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array], seed: int) -> tuple[Conv, Joint]:
-    """The convolution that best makes the wanted outputs from the given inputs, and the moments it was fitted to.
+def _retarget(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array], seed: int) -> tuple[Conv, Metric]:
+    """The convolution that best makes the wanted outputs from the given inputs, and the metric to fit it by.
 
     M = W + (C_yx - W C)(C + λI)⁻¹, shrunk towards W by λ, the strength (or M = W) chosen on held samples.
     """
@@ -217,7 +231,7 @@ def _retarget(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array], seed
     held = max(1, round(_HELD * len(inputs))) if len(inputs) > 1 else 0
     fit = calibration.joint(conv, inputs[held:], wanted[held:], positions[held:])
     if held == 0:
-        return _with_mean(conv, conv.matrix, fit), fit
+        return _with_mean(conv, conv.matrix, fit), _metric(fit.input)
     hold = calibration.joint(conv, inputs[:held], wanted[:held], positions[:held])
     best = np.asarray(conv.matrix, np.float64)
     least = _held_error(best, fit, hold)
@@ -234,7 +248,11 @@ def _retarget(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array], seed
         error = _held_error(trial, fit, hold)
         if error < least:
             best, least = trial, error
-    return _with_mean(conv, best, fit), fit
+    return _with_mean(conv, best, fit), _metric(fit.input)
+
+
+def _metric(moments: Moments) -> Metric:
+    return Metric(calibration.shrunk(moments))
 
 
 def _with_mean(conv: Conv, matrix: Array, fit: Joint) -> Conv:
@@ -244,7 +262,7 @@ def _with_mean(conv: Conv, matrix: Array, fit: Joint) -> Conv:
 
 
 def _held_error(matrix: Array, fit: Joint, hold: Joint) -> float:
-    """Mean squared error on the held samples, less the variance of the wanted output, which no kernel changes."""
+    """Mean squared error on held samples, less the variance of the wanted output: no kernel changes that."""
     spread = np.sum((matrix @ hold.input.covariance) * matrix) - 2 * np.sum(matrix * hold.cross)
     drift = (hold.mean - fit.mean).reshape(matrix.shape[:2]) - np.einsum(
         "gmk,gk->gm", matrix, hold.input.mean - fit.input.mean

@@ -17,12 +17,12 @@ RIDGE = 1e-8
 
 
 def ridged(matrix: Array) -> Array:
-    """A symmetric matrix `[n, n]` in float64 with a ridge on its diagonal that makes it safely positive definite.
+    """A symmetric matrix `[n, n]` in float64 with a ridge that makes it safely positive definite.
 
-    The ridge is RIDGE times the mean eigenvalue, raised tenfold until a Cholesky factor exists: moments summed
-    from float32 products have eigenvalues a little below zero where there are fewer patches than values. It is
-    relative to the whole matrix: channels that are zero on every sample leave whole blocks zero, whose own trace
-    would give no ridge at all. An all-zero matrix becomes a tiny identity.
+    The ridge is RIDGE times the mean eigenvalue, raised tenfold until a Cholesky factor exists: moments
+    summed from float32 products have eigenvalues a little below zero where patches are fewer than values. It
+    is relative to the whole matrix: channels that are zero on every sample leave whole blocks zero, whose own
+    trace would give no ridge at all. An all-zero matrix becomes a tiny identity.
     """
     out = np.array(matrix, np.float64)
     out = (out + out.T) / 2

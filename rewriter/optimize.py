@@ -1,4 +1,4 @@
-"""`optimize`: a trained model and a few samples in; a faster model within a drift budget out, or a clear no."""
+"""`optimize`: a trained model and samples in; a faster model within a drift budget out, or a clear no."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 from rewriter import fitting, graph, latency, prepare, runtime, search, table
 from rewriter.conv import Conv, Cost, Grid, Ints
 from rewriter.drift import Drift, Verdict
+from rewriter.errors import OutputError
 from rewriter.graph import Model, Site
 from rewriter.judge import Judge
 from rewriter.latency import Latency
@@ -46,9 +46,6 @@ class Result:
     improved: bool
 
 
-# Most factors are too small for several threads of linear algebra, which cost several times what they save where
-# ONNX Runtime's threads want the cores too.
-@threadpoolctl.threadpool_limits.wrap(limits=1, user_api="blas")
 def optimize(
     model: graph.Source,
     calibration: Source,
@@ -67,16 +64,16 @@ def optimize(
     reports: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> Result:
-    """Rewrites the convolutions of a trained model so that it runs faster and its outputs stay within a budget.
+    """Rewrites the convolutions of a trained model: faster, with its outputs within a budget of drift.
 
-    Every convolution is fitted to what the network feeds it; method and rank are chosen by latency measured on
-    the target; the result is judged on samples that had no part in either.
+    Every convolution is fitted to what the network feeds it; method and rank are chosen by latency measured
+    on the target; the result is judged on samples that had no part in either.
 
     Args:
         model: A path, the bytes of a file, or an `onnx.ModelProto`.
-        calibration: Inputs such as the model will see, without labels: a path to an `.npz` keyed by input name, a
-            `script.py:function` that yields feeds, an iterable of feeds (dicts of arrays, batch first), or a
-            callable that returns one. A few hundred are enough.
+        calibration: Inputs such as the model will see, without labels: a path to an `.npz` keyed by input
+            name, a `script.py:function` that yields feeds, an iterable of feeds (dicts of arrays, batch
+            first), or a callable that returns one. A few hundred are enough.
         evaluation: More of them, where there are any with targets: half guide the choice, half have the final
             word. Without it the calibration samples are split for all three.
         output: Where to write the model; only written if it is faster and within budget.
@@ -87,14 +84,15 @@ def optimize(
         provider: The execution provider that the model will run on.
         threads: Threads of one operator there; None is ONNX Runtime's own default.
         batch: The batch size to be fast at.
-        shapes: Sizes of inputs with dynamic dimensions to be fast at, by input name; the samples' where left out.
+        shapes: Sizes of inputs with dynamic dimensions to be fast at, by input name; the samples' otherwise.
         seed: Splits the samples and draws the patches.
         min_speedup: What the model must be faster by, at 99.9 % confidence, to be worth writing.
         reports: Paths of reports to write; the suffix chooses the view.
         progress: Told a stage, how much of it is done, and how much there is.
 
     Returns:
-        The rewritten model with its report; the original with a report that says why where nothing was gained.
+        The rewritten model with its report; the original with a report that says why where nothing was
+        gained.
 
     Raises:
         OptionError: An option's value makes no sense.
@@ -109,18 +107,21 @@ def optimize(
     chosen_passes = prepare.named_passes(passes)
     budgets = dict(max_drift or DEFAULT_MAX_DRIFT)
     original = graph.load(model)
+    if output is not None:
+        for source in (original.path, calibration, evaluation):
+            graph.check_output(output, source if isinstance(source, str | Path) else None)
     for path in reports:
         check_path(path)
-    if output is not None:
-        for source in (original.path, calibration, evaluation, *reports):
-            graph.check_output(output, source if isinstance(source, str | Path) else None)
+        if output is not None and Path(path).resolve() == Path(output).resolve():
+            raise OutputError(f"report '{path}' is the output; choose another name")
     base = graph.unpin(original)
     sites, refusals = prepare.choose_sites(base, exclude)
     fit, choosing, final = prepare.split_samples(original, calibration, evaluation, seed)
     feeds = prepare.deployed_feeds(original, fit, batch, shapes or {})
     judge = Judge(original, budgets, choosing, final, seed)
 
-    # fitting and judging run on the CPU, whatever the target; threads that spin between runs would slow the fits
+    # fitting and judging run on the CPU, whatever the target; threads that spin between runs would slow the
+    # fits
     calm = Target(spinning=False)
     in_shapes, live_bytes = prepare.scout(base, sites, feeds, calm)
     sizes = {name: shape[2:] for name, shape in in_shapes.items()}
@@ -221,8 +222,8 @@ def _final_word(
 ) -> _Ending:
     """The first of the trials, fastest first, that keeps to the budgets on the final samples and is faster.
 
-    Where one is over budget on them the next must drift much less: their number is limited, and so is how often
-    they may be looked at before the look itself becomes a choice.
+    Where one is over budget on them the next must drift much less: their number is limited, and so is how
+    often they may be looked at before the look itself becomes a choice.
 
     Args:
         original: The model as it came.
@@ -273,8 +274,8 @@ def _final_word(
             )
             return _Ending(trial, verdict, measured, gates, timing, warnings)
         verdict = (
-            f"Nothing was written: within budget ({_told(gates)}), but {timing.speedup:.2f} times as fast, at least "
-            f"{timing.speedup_lower:.2f} at 99.9 % confidence where {min_speedup:g} was asked."
+            f"Nothing was written: within budget ({_told(gates)}), but {timing.speedup:.2f} times as fast, "
+            f"at least {timing.speedup_lower:.2f} at 99.9 % confidence where {min_speedup:g} was asked."
         )
         ending = _Ending(None, verdict, measured, gates, timing, warnings)
     return ending

@@ -93,7 +93,7 @@ def choose(sites: Sequence[Sequence[Candidate]], limit: float) -> Plan:
     one_each = scipy.sparse.csr_array((np.ones(len(flat)), (owner, np.arange(len(flat)))))
     result = scipy.optimize.milp(
         latency,
-        integrality=np.ones(len(flat)),
+        integrality=np.ones(len(flat), np.int64),
         bounds=scipy.optimize.Bounds(0, 1),
         constraints=[
             scipy.optimize.LinearConstraint(drift[None], -np.inf, 1.0),
@@ -101,13 +101,14 @@ def choose(sites: Sequence[Sequence[Candidate]], limit: float) -> Plan:
         ],
         options={"time_limit": 10.0, "mip_rel_gap": 1e-4},
     )
-    taken = np.flatnonzero(result.x > 0.5)
+    # the sites as they are always fit, so there is a solution
+    taken = np.flatnonzero(np.asarray(result.x) > 0.5)
     chosen = tuple(flat[index] for index in taken)
     return Plan(
         chosen,
         sum(candidate.drift for candidate in chosen),
         sum(candidate.latency_ms for candidate in chosen),
-        float(result.mip_dual_bound),
+        float(np.asarray(result.mip_dual_bound)),
     )
 
 

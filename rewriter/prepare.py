@@ -17,7 +17,8 @@ from rewriter.samples import Feeds, Samples, Source, load, split
 if TYPE_CHECKING:
     from passes.base import Pass
 
-# How the calibration samples are split into fitting, choosing and judging where no evaluation samples are given.
+# How the calibration samples are split into fitting, choosing and judging where no evaluation samples are
+# given.
 _SPLIT = (0.6, 0.2, 0.2)
 # More samples than this improve no fit; fewer are taken where their live tensors would not fit in memory.
 _MOST_FITTED = 512
@@ -25,6 +26,11 @@ _LIVE_BYTES = 1 << 30
 
 
 def named_passes(names: Sequence[str] | None) -> tuple["Pass", ...]:
+    """The passes of these names in the catalogue's order, all of them for None.
+
+    Raises:
+        OptionError: There is no pass of a name.
+    """
     known = {each.name: each for each in catalogue.PASSES}
     for name in names or ():
         if name not in known:

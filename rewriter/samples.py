@@ -80,8 +80,8 @@ class Samples:
     def batches(self, size: int | None = None) -> Iterator[tuple[Feeds, list[Any] | None]]:
         """Batches of at most `size` neighbouring samples of equal shapes, in order, with their targets.
 
-        Samples that may not be joined come one by one, as they are. Without a size it is what is quick to run: up
-        to 16, fewer where they are large.
+        Samples that may not be joined come one by one, as they are. Without a size it is what is quick to
+        run: up to 16, fewer where they are large.
         """
         if size is None:
             largest = max(sum(array.nbytes for array in feeds.values()) for feeds in self.feeds)

@@ -58,8 +58,8 @@ def search(
 ) -> tuple[list[Trial], list[Round]]:
     """Trials within budget, fastest first, and the record of every round.
 
-    Prediction is right up to a factor that the first rounds find: drift grows about as the root of its limit, so
-    each measurement gives the next limit, bracketed by those known to fit and not to.
+    Prediction is right up to a factor that the first rounds find: drift grows about as the root of its limit,
+    so each measurement gives the next limit, bracketed by those known to fit and not to.
 
     Args:
         sites: Candidates with predicted drift and latency, the site as it is first.

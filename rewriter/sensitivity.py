@@ -27,8 +27,8 @@ def sensitivities(
 ) -> dict[str, float]:
     """Squared relative drift of the outputs for each unit of squared relative error at a site, by site name.
 
-    Every site with candidates is rewritten alone by its probe and the whole network run on as many batches as the
-    time allows. Where a model has several outputs, the one that drifts most counts.
+    Every site with candidates is rewritten alone by its probe and the whole network run on as many batches as
+    the time allows. Where a model has several outputs, the one that drifts most counts.
     """
     probed = [each for each in surveys if each.probe is not None]
     session = Session(model.bytes(), target)

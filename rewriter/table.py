@@ -1,8 +1,8 @@
 """The latency table: what every candidate costs on the target, measured alone as it will run.
 
-A candidate is timed with what fuses behind it, between the same layouts as the original: what the layout change at
-its borders costs is in both and cancels in the difference, and differences are all that a choice needs. Sites of one
-shape share their measurements.
+A candidate is timed with what fuses behind it, between the same layouts as the original: what the layout
+change at its borders costs is in both and cancels in the difference, and differences are all that a choice
+needs. Sites of one shape share their measurements.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -65,7 +65,7 @@ def measure(
 def _time(
     pool: Mapping[Key, tuple[Site, Rewrite]], shapes: Mapping[str, Ints], target: Target
 ) -> dict[Key, float]:
-    """Milliseconds of every structure of one place, in chunks that fit in memory, each with the first beside it."""
+    """Milliseconds of every structure of one place, in chunks that fit in memory, the first in each."""
     keys = list(pool)
     if len(keys) == 1:
         return {keys[0]: 0.0}

@@ -6,7 +6,8 @@ from dataclasses import replace
 from rewriter.conv import Cost, Refusal
 from rewriter.drift import Drift
 from rewriter.latency import Latency
-from rewriter.report import Gate, Report, Round, SiteReport
+from rewriter.report import Gate, Report, SiteReport
+from rewriter.search import Round
 
 EVIL = "a|b`c`[bold]<script>alert(1)</script>\x1b[2J\nnew @user _x_"
 LONG = "/backbone/features/stage_{}/block_{}/branch/convolution_3x3/Conv_output"

@@ -27,11 +27,11 @@ def reference(conv, x):
 
 
 CONVS = [
-    ((6, 4, 3, 3), dict(pads=(1, 1, 1, 1))),
-    ((6, 4, 3, 2), dict(pads=(0, 2, 1, 0), strides=(2, 1), dilations=(1, 2))),
-    ((6, 2, 3, 3), dict(group=2, pads=(2, 2, 2, 2), dilations=(2, 2))),
-    ((6, 4, 5), dict(pads=(2, 1), strides=(2,))),
-    ((4, 4, 1, 1), dict(strides=(2, 2))),
+    ((6, 4, 3, 3), {"pads": (1, 1, 1, 1)}),
+    ((6, 4, 3, 2), {"pads": (0, 2, 1, 0), "strides": (2, 1), "dilations": (1, 2)}),
+    ((6, 2, 3, 3), {"group": 2, "pads": (2, 2, 2, 2), "dilations": (2, 2)}),
+    ((6, 4, 5), {"pads": (2, 1), "strides": (2,)}),
+    ((4, 4, 1, 1), {"strides": (2, 2)}),
 ]  # fmt: skip
 
 

@@ -32,8 +32,8 @@ def test_finds_the_budget_however_wrong_the_prediction(rng, truth):
     sites = network(rng)
     trials, rounds = run(sites, lambda plan: truth * np.sqrt(plan.drift) / 0.1)
     assert trials[0].usage <= 0.9
-    # a larger limit was tried and failed, or the best found uses most of the budget
-    assert trials[0].usage > 0.5
+    # most of the budget is used, unless nothing faster is left to take
+    assert trials[0].usage > 0.5 or trials[0].plan.latency_ms == pytest.approx(12 / 8)
     assert [t.plan.latency_ms for t in trials] == sorted(t.plan.latency_ms for t in trials)
     assert sum(r.within_budget for r in rounds) == len(trials)
 
