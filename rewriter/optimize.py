@@ -12,7 +12,8 @@ from rewriter import fitting, graph, latency, prepare, runtime, search, table
 from rewriter.conv import Conv, Cost, Grid, Ints
 from rewriter.drift import Drift, Verdict
 from rewriter.errors import OutputError
-from rewriter.graph import Model, Site
+from rewriter.fitting import Survey
+from rewriter.graph import Model
 from rewriter.judge import Judge
 from rewriter.latency import Latency
 from rewriter.plan import Candidate, Plan, choose
@@ -163,8 +164,8 @@ def optimize(
         verdict=ending.verdict,
         improved=accepted is not None,
         sites=tuple(
-            _site_report(site, in_shapes[site.name], candidates, taken)
-            for site, candidates, taken in zip(sites, timed, became, strict=True)
+            _site_report(each, in_shapes[each.site.name], candidates, taken)
+            for each, candidates, taken in zip(surveys, timed, became, strict=True)
         ),
         refusals=(*refusals, *(refusal for each in surveys for refusal in each.refusals)),
         steps=_steps(original, base) if accepted is not None else (),
@@ -308,9 +309,17 @@ def _steps(original: Model, base: Model) -> tuple[str, ...]:
     return (f"{len(original.pinned)} weights are no longer graph inputs",)
 
 
-def _site_report(site: Site, shape: Ints, timed: Sequence[Candidate], became: Candidate) -> SiteReport:
+def _site_report(survey: Survey, shape: Ints, timed: Sequence[Candidate], became: Candidate) -> SiteReport:
     """What a site was and became; `timed` begins with the site as it is."""
-    before = timed[0]
+    site, before = survey.site, timed[0]
+    reason = None
+    if became.pass_name is None:
+        if len(survey.candidates) == 1:
+            reason = "no pass has a form for it"
+        elif len(timed) == 1:
+            reason = "no form that keeps its output is faster here"
+        else:
+            reason = "within the budget other convolutions gain more"
     return SiteReport(
         node=site.name,
         was=_describe(site.conv),
@@ -322,6 +331,7 @@ def _site_report(site: Site, shape: Ints, timed: Sequence[Candidate], became: Ca
         predicted_error=float(np.sqrt(became.error)),
         latency_before_ms=before.latency_ms if len(timed) > 1 else None,
         latency_after_ms=became.latency_ms if len(timed) > 1 else None,
+        reason=reason,
     )
 
 

@@ -64,6 +64,16 @@ def read_block(optimised: bytes) -> int:
     return _BLOCK_BY_DEFAULT
 
 
+def _copy(last: Conv) -> Rewrite:
+    """A depthwise convolution that changes nothing, for as many channels as a site's last stage gives.
+
+    In a network the shortcut mostly comes from another convolution, in the layout of the kernels, and the Add
+    is computed with the site. A plain input would keep it from that.
+    """
+    ones = np.ones((last.out_channels, 1, *(1,) * len(last.kernel_shape)), np.float32)
+    return Rewrite(((Conv(ones, group=last.out_channels),),))
+
+
 def _model(
     rewrite: Rewrite,
     inputs: Mapping[str, Shape],
@@ -89,7 +99,11 @@ def _model(
                 graph.initializer.append(constants[name])
                 node.input[slot] = graph.initializer[-1].name = names.new(name)
             elif name:
-                node.input[slot] = "shortcut"
+                copy = _copy(rewrite.branches[0][-1])
+                node.input[slot] = names.new("shortcut_output")
+                copied = emit(copy, "shortcut", "shortcut", node.input[slot], names, opset)
+                graph.node.extend(copied.nodes)
+                graph.initializer.extend(copied.initializers)
         tensor = "y" if index == len(followers) - 1 else names.new(f"{node.name}_output")
         node.output[:] = [tensor]
         graph.node.append(node)

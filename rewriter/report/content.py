@@ -27,6 +27,7 @@ class SiteReport:
         predicted_error: relative L2 error of its output on the calibration samples, 0 where it stays.
         latency_before_ms: measured alone, with what fuses behind it; None where it was not measured.
         latency_after_ms: the same for what stands there now.
+        reason: why it stays, or None where it was rewritten.
     """
 
     node: str
@@ -39,6 +40,7 @@ class SiteReport:
     predicted_error: float
     latency_before_ms: float | None
     latency_after_ms: float | None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,163 @@
+import math
+from pathlib import Path
+
+import graphs
+import numpy as np
+import pytest
+
+from rewriter import graph, judge
+from rewriter.errors import OptionError, SampleError
+from rewriter.judge import Judge
+from rewriter.samples import Samples
+
+TEXT = """
+agraph (float[N,3,6,6] x) => (float[N,4] y) {
+  a = Conv(x, w)
+  p = GlobalAveragePool(a)
+  y = Flatten(p)
+}
+"""
+# float32 outputs of a few products each
+CLOSE = 1e-4
+
+
+@pytest.fixture
+def weight(rng):
+    return graphs.random(rng, 4, 3, 3, 3)
+
+
+@pytest.fixture
+def original(weight):
+    return graphs.model(TEXT, w=weight)
+
+
+@pytest.fixture
+def louder(weight):
+    """The original with its outputs larger by a hundredth: a relative L2 drift of 0.01."""
+    return graphs.model(TEXT, w=np.float32(1.01) * weight)
+
+
+@pytest.fixture
+def samples(rng):
+    def make(count=6, targets=None):
+        return Samples(tuple({"x": graphs.random(rng, 1, 3, 6, 6)} for _ in range(count)), targets)
+
+    return make
+
+
+def usage(original, model, samples, **budgets):
+    return Judge(original, budgets, samples(), samples(), 0).usage(model)
+
+
+def test_usage_is_the_share_of_the_budget(original, louder, samples):
+    assert usage(original, louder, samples, rel_l2=0.05) == pytest.approx(0.2, rel=CLOSE)
+    assert usage(original, louder, samples, rel_l2=0.005) == pytest.approx(2.0, rel=CLOSE)
+
+
+def test_the_tightest_budget_counts(original, louder, samples):
+    both = usage(original, louder, samples, rel_l2=0.05, noise_db=-20.0)
+    assert both == pytest.approx(0.2, rel=CLOSE)  # of the noise it is a tenth
+    both = usage(original, louder, samples, rel_l2=0.5, noise_db=-20.0)
+    assert both == pytest.approx(0.1, rel=CLOSE)
+
+
+@pytest.mark.parametrize(("limit", "share"), [(-40.0, 1.0), (-20.0, 0.1), (-60.0, 10.0), (0.0, 0.01)])
+def test_decibels_are_shares_of_the_amplitude(original, louder, samples, limit, share):
+    assert usage(original, louder, samples, noise_db=limit) == pytest.approx(share, rel=CLOSE)
+
+
+@pytest.mark.parametrize("measure", ["rel_l2", "max_abs", "kl"])
+def test_a_budget_of_nothing(original, louder, samples, measure):
+    assert usage(original, louder, samples, **{measure: 0.0}) == math.inf
+    assert usage(original, original, samples, **{measure: 0.0}) == 0.0
+
+
+def test_flips_of_scaled_scores_use_nothing(original, louder, samples):
+    assert usage(original, louder, samples, top1_flips=0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("budgets", "drift"),
+    [
+        ({"rel_l2": 0.02}, 0.02),
+        ({"noise_db": -40.0}, 0.01),
+        ({"cosine_distance": 0.005}, 0.1),
+        ({"rel_l2": 0.02, "noise_db": -60.0}, 0.001),
+        ({"top1_flips": 1.0}, 0.05),
+        ({"rel_l2": 0.0}, 0.05),
+        ({"rel_l2": 0.0, "noise_db": -40.0}, 0.01),
+    ],
+)
+def test_the_search_starts_near_the_budget(original, samples, budgets, drift):
+    assert Judge(original, budgets, samples(), samples(), 0).start == pytest.approx(drift**2)
+
+
+def test_verdicts_are_on_the_final_samples(original, louder, samples):
+    found = Judge(original, {"rel_l2": 0.05, "noise_db": -50.0}, samples(2), samples(5), 0)
+    measured, verdicts = found.verdicts(louder)
+    assert [(each.budget.measure, each.passed) for each in verdicts] == [("rel_l2", True), ("noise_db", False)]
+    assert {each.samples for each in measured} == {5}
+    assert verdicts[0].drift.value == pytest.approx(0.01, rel=CLOSE)
+
+
+def test_custom_measures_see_both_outputs_and_the_target(original, louder, samples, tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text("def worst(before, after, target):\n    return abs(after[0] / before[0] - 1).max() * target\n")
+    name = f"{script}:worst"
+    found = Judge(original, {name: 0.1}, samples(3, (2, 2, 2)), samples(3, (4, 4, 4)), 0)
+    assert found.usage(louder) == pytest.approx(0.2, rel=1e-3)  # the quotient of two float32 outputs
+    ((verdict,),) = found.verdicts(louder)[1:]
+    assert verdict.drift.value == pytest.approx(0.04, rel=1e-3)
+
+
+def test_budgets_that_cannot_be_judged(original, samples):
+    with pytest.raises(SampleError, match=r"top1_drop needs integer labels .*; add that"):
+        usage(original, original, samples, top1_drop=1.0)
+    with pytest.raises(OptionError, match="unknown measure 'accuracy'; known are rel_l2"):
+        usage(original, original, samples, accuracy=1.0)
+    with pytest.raises(OptionError, match="not a number"):
+        usage(original, original, samples, rel_l2="much")
+    with pytest.raises(SampleError, match=r"--max-drift .*no\.py:f: there is no script"):
+        usage(original, original, samples, **{str(Path("no.py:f")): 1.0})
+
+
+def test_labels_make_accuracy_measurable(original, weight, samples):
+    flipped = graphs.model(TEXT, w=-weight)
+    choosing = samples(8)
+    right = tuple(
+        int(graphs.run(original.bytes(), feeds)["y"].argmax()) for feeds, _ in choosing.batches(size=1)
+    )
+    found = Judge(original, {"top1_drop": 50.0}, Samples(choosing.feeds, right), samples(2, (0, 1)), 0)
+    assert found.usage(original) == 0.0
+    assert found.usage(flipped) == pytest.approx(2.0)  # every sample is wrong: 100 points
+
+
+@pytest.mark.parametrize("kept", [0, 500, 1 << 29])
+def test_kept_references_are_the_recomputed_ones(original, louder, samples, monkeypatch, kept):
+    monkeypatch.setattr(judge, "_KEPT_BYTES", kept)
+    choosing = samples(40)  # three batches of at most 256 bytes of output
+    found = Judge(original, {"rel_l2": 0.05}, choosing, samples(), 0)
+    runs = []
+    run = found._session.run
+    monkeypatch.setattr(found._session, "run", lambda feeds: runs.append(len(feeds["x"])) or run(feeds))
+    first, again = found.usage(louder), found.usage(louder)
+    assert first == again == pytest.approx(0.2, rel=CLOSE)
+    assert found.usage(original) == 0.0
+    batches = [16, 16, 8]
+    expected = {0: 3 * batches, 500: [*batches, *batches[1:], *batches[1:]], 1 << 29: batches}
+    assert runs == expected[kept]
+
+
+def test_final_samples_are_never_kept(original, louder, samples):
+    found = Judge(original, {"rel_l2": 0.05}, samples(4), samples(4), 0)
+    assert found.verdicts(louder)[1][0].drift.value == pytest.approx(0.01, rel=CLOSE)
+    assert found._kept == []
+
+
+def test_spoilt_outputs_use_an_infinite_share(original, weight, samples):
+    spoilt = graphs.model(TEXT, w=np.full_like(weight, 3e38))
+    assert usage(original, spoilt, samples, rel_l2=0.05) == math.inf
+
+
+def test_the_original_comes_as_it_is(original):
+    assert graph.load(original.bytes()).bytes() == original.bytes()
