@@ -18,6 +18,7 @@ The house, from the ground up; nothing imports what stands below it here:
     fitting, sensitivity, table      candidates fitted to the samples, what each costs in drift and in time
     report                one `Report`; JSON, Markdown and terminal text are views of it
     search                plans tried on the network itself
+    verdict               the final word: within budget on fresh samples, and faster
     optimize              the command, one story from top to bottom
     cli                   the command line: parse, call, print, exit status
 

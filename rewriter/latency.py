@@ -44,7 +44,7 @@ _BLOCK: Final = 4
 _RESAMPLES: Final = 20_000
 _KEPT_TIMES: Final = 2000
 
-_LEAST_TURNS: Final = 9
+_LEAST_TURNS: Final = 5
 _LEAST_TURN_MS: Final = 0.2
 _FASTEST: Final = 3
 
@@ -267,7 +267,7 @@ def interleaved(
         models: Small models.
         feeds: Arrays by input name, for every model.
         target: How they will be deployed.
-        seconds: Time to spend; it takes longer where nine turns of each model do.
+        seconds: Time to spend; it takes longer where five turns of each model do.
         seed: Seeds the order.
 
     Raises:

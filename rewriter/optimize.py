@@ -8,28 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from rewriter import fitting, graph, latency, prepare, runtime, search, table
+from rewriter import fitting, graph, prepare, runtime, search, table
 from rewriter.conv import Conv, Cost, Grid, Ints
-from rewriter.drift import Drift, Verdict
 from rewriter.errors import OutputError
 from rewriter.fitting import Survey
 from rewriter.graph import Model
 from rewriter.judge import Judge
-from rewriter.latency import Latency
 from rewriter.plan import Candidate, Plan, choose
-from rewriter.report import Gate, Report, SiteReport, check_path, write
+from rewriter.report import Report, SiteReport, check_path, write
 from rewriter.runtime import Target
 from rewriter.samples import Feeds, Source
 from rewriter.search import Trial
 from rewriter.sensitivity import sensitivities
+from rewriter.verdict import final_word
 
 Progress = Callable[[str, int, int], None]
 
 DEFAULT_MAX_DRIFT: Mapping[str, float] = {"rel_l2": 0.05}
-# The final samples are looked at for so many trials at most, the fastest first.
-_LOOKS = 4
-# A trial after one that was over budget has at most this share of its predicted squared drift.
-_RETREAT = 0.4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,14 +142,15 @@ def optimize(
         return graph.splice(base, rewrites, _provenance(plan))
 
     trials, rounds = search.search(offers, judge.start, build, judge.usage, progress)
-    if base is not original:
-        trials.append(search.unchanged(offers, base))
+    fallback = None if base is original else search.unchanged(offers, base)
 
     def retreat(limit: float) -> Trial | None:
         plan = choose(offers, limit)
         return Trial(plan, build(plan), 0.0) if plan.rewritten else None
 
-    ending = _final_word(original, trials, retreat, judge, feeds, target, min_speedup, seed, progress)
+    ending = final_word(
+        original, trials, retreat, fallback, judge, feeds, target, min_speedup, seed, progress
+    )
     accepted = ending.accepted
     plan = None if accepted is None else accepted.plan
     stays = [candidates[0] for candidates in timed]
@@ -196,101 +192,6 @@ def optimize(
         write(report, path)
     best = original if accepted is None else accepted.model
     return Result(best.proto, report, accepted is not None)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Ending:
-    """The final word: the trial that passed, or None, and what was measured on the way."""
-
-    accepted: Trial | None
-    verdict: str
-    drift: tuple[Drift, ...] = ()
-    gates: tuple[Gate, ...] = ()
-    latency: Latency | None = None
-    warnings: tuple[str, ...] = ()
-
-
-def _final_word(
-    original: Model,
-    trials: Sequence[Trial],
-    retreat: Callable[[float], Trial | None],
-    judge: Judge,
-    feeds: Feeds,
-    target: Target,
-    min_speedup: float,
-    seed: int,
-    progress: Progress,
-) -> _Ending:
-    """The first of the trials, fastest first, that keeps to the budgets on the final samples and is faster.
-
-    Where one is over budget on them the next must drift much less: their number is limited, and so is how
-    often they may be looked at before the look itself becomes a choice.
-
-    Args:
-        original: The model as it came.
-        trials: What the search found, fastest first.
-        retreat: Makes a trial with at most so much predicted squared drift, for when these run out.
-        judge: The budgets and the final samples.
-        feeds: What to time both models with.
-        target: How they are deployed.
-        min_speedup: What the lower bound of the speed-up must reach.
-        seed: Of the intervals.
-        progress: Told while the models are timed.
-    """
-    ending = _Ending(
-        None,
-        "Nothing was written: no rewrite is both within budget and faster where it was measured alone; "
-        "a larger --max-drift may leave room for some.",
-    )
-    queue = list(trials)
-    for look in range(_LOOKS):
-        if not queue:
-            break
-        trial = queue.pop(0)
-        measured, verdicts = judge.verdicts(trial.model)
-        gates = tuple(_gate(verdict) for verdict in verdicts)
-        warnings = tuple(verdict.warning for verdict in verdicts if verdict.warning is not None)
-        if look:
-            warnings += (f"the final samples were looked at {look + 1} times, for so many models",)
-        over = [gate for gate in gates if not gate.passed]
-        if over:
-            verdict = f"Nothing was written: on the final samples {_told(over)}."
-            ending = _Ending(None, verdict, measured, gates, ending.latency, warnings)
-            queue = [other for other in queue if other.plan.drift <= trial.plan.drift * _RETREAT]
-            if not queue and (smaller := retreat(trial.plan.drift * _RETREAT)) is not None:
-                queue = [smaller]
-            continue
-        timing = latency.compare(
-            original.bytes(),
-            trial.model.bytes(),
-            feeds,
-            target,
-            seed=seed,
-            progress=lambda done, total: progress("comparing", done, total),
-        )
-        if timing.speedup_lower >= min_speedup:
-            verdict = (
-                f"{timing.speedup:.2f} times as fast (95 % interval {timing.speedup_low:.2f} to "
-                f"{timing.speedup_high:.2f}), {_told(gates)}."
-            )
-            return _Ending(trial, verdict, measured, gates, timing, warnings)
-        verdict = (
-            f"Nothing was written: within budget ({_told(gates)}), but {timing.speedup:.2f} times as fast, "
-            f"at least {timing.speedup_lower:.2f} at 99.9 % confidence where {min_speedup:g} was asked."
-        )
-        ending = _Ending(None, verdict, measured, gates, timing, warnings)
-    return ending
-
-
-def _gate(verdict: Verdict) -> Gate:
-    asked, found = verdict.budget, verdict.drift
-    return Gate(asked.measure, asked.limit, found.value, found.low, found.high, found.samples, verdict.passed)
-
-
-def _told(gates: Sequence[Gate]) -> str:
-    return ", ".join(
-        f"{gate.measure} {gate.value:.3g} of {gate.budget:g} on {gate.samples} samples" for gate in gates
-    )
 
 
 def _count(feeds: Feeds) -> int:

@@ -92,7 +92,7 @@ def deployed_feeds(model: Model, samples: Samples, batch: int, shapes: Mapping[s
         sample = samples.feeds[0][name]
         if batch > 1 and spec.fixed_batch not in (None, batch):
             raise OptionError(
-                f"--batch {batch}: the model fixes the batch of input '{name}' at {spec.fixed_batch}; leave it out"
+                f"--batch {batch}: the model fixes the batch of '{name}' at {spec.fixed_batch}; leave it out"
             )
         shape = sample.shape if batch == 1 else (batch, *sample.shape[1:])
         shape = tuple(shapes.get(name, shape))
@@ -103,7 +103,7 @@ def deployed_feeds(model: Model, samples: Samples, batch: int, shapes: Mapping[s
         if not fits:
             takes = ", ".join("?" if size is None else str(size) for size in spec.shape)
             raise OptionError(
-                f"--shape {name}:{','.join(map(str, shape))}: the model takes [{takes}]; give sizes that fit it"
+                f"--shape {name}:{','.join(map(str, shape))}: the model takes [{takes}]; give sizes that fit"
             )
         feeds[name] = np.resize(sample, shape)
     return feeds

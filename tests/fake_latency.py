@@ -1,4 +1,4 @@
-"""Stands in for timing: a model takes as long as its multiply-adds, so that choices are quick and repeatable."""
+"""Stands in for timing: a model takes as long as its multiply-adds, so choices are quick and repeatable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MACS_PER_MS = 1e6
 
 
 def macs(data: bytes, feeds: Mapping[str, np.ndarray]) -> int:
-    """Multiply-adds of all convolutions for these inputs: taps and channels of a kernel, once an output value."""
+    """Multiply-adds of all convolutions for these inputs: taps times channels for each output value."""
     shapes = {name: array.shape for name, array in feeds.items()}
     fixed = graph.with_shapes(graph.load(data), shapes).proto
     del fixed.graph.value_info[:]  # of other sizes, maybe

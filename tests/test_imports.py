@@ -24,6 +24,7 @@ TIERS = (
     {"plan"},
     {"fitting", "judge", "prepare", "search", "sensitivity", "table"},
     {"report"},
+    {"verdict"},
     {"optimize", "compare", "inspect"},
     {"cli"},
     {"__init__", "__main__"},

@@ -5,7 +5,7 @@ import graphs
 import numpy as np
 import pytest
 
-from rewriter import graph, judge
+from rewriter import judge
 from rewriter.errors import OptionError, SampleError
 from rewriter.judge import Judge
 from rewriter.samples import Samples
@@ -95,14 +95,19 @@ def test_the_search_starts_near_the_budget(original, samples, budgets, drift):
 def test_verdicts_are_on_the_final_samples(original, louder, samples):
     found = Judge(original, {"rel_l2": 0.05, "noise_db": -50.0}, samples(2), samples(5), 0)
     measured, verdicts = found.verdicts(louder)
-    assert [(each.budget.measure, each.passed) for each in verdicts] == [("rel_l2", True), ("noise_db", False)]
+    assert [(each.budget.measure, each.passed) for each in verdicts] == [
+        ("rel_l2", True),
+        ("noise_db", False),
+    ]
     assert {each.samples for each in measured} == {5}
     assert verdicts[0].drift.value == pytest.approx(0.01, rel=CLOSE)
 
 
 def test_custom_measures_see_both_outputs_and_the_target(original, louder, samples, tmp_path):
     script = tmp_path / "mine.py"
-    script.write_text("def worst(before, after, target):\n    return abs(after[0] / before[0] - 1).max() * target\n")
+    script.write_text(
+        "def worst(before, after, target):\n    return abs(after[0] / before[0] - 1).max() * target\n"
+    )
     name = f"{script}:worst"
     found = Judge(original, {name: 0.1}, samples(3, (2, 2, 2)), samples(3, (4, 4, 4)), 0)
     assert found.usage(louder) == pytest.approx(0.2, rel=1e-3)  # the quotient of two float32 outputs
@@ -157,7 +162,3 @@ def test_final_samples_are_never_kept(original, louder, samples):
 def test_spoilt_outputs_use_an_infinite_share(original, weight, samples):
     spoilt = graphs.model(TEXT, w=np.full_like(weight, 3e38))
     assert usage(original, spoilt, samples, rel_l2=0.05) == math.inf
-
-
-def test_the_original_comes_as_it_is(original):
-    assert graph.load(original.bytes()).bytes() == original.bytes()

@@ -1,0 +1,311 @@
+"""The whole line from model and samples to a written model, with latency that follows the multiply-adds."""
+
+import contextlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import fake_latency
+import graphs
+import numpy as np
+import onnx
+import pytest
+import residual
+
+import rewriter
+from rewriter import cli, graph, prepare, search
+from rewriter.errors import OptionError, OutputError
+from rewriter.samples import load
+
+MODELS = Path(__file__).parent.parent / "models"
+PASSES = ("channel_svd", "tucker2")
+STAGES = ("fitting", "timing", "probing", "refitting", "searching", "comparing")
+KEYS = [
+    "schema_version",
+    "model",
+    "verdict",
+    "improved",
+    "sites",
+    "refusals",
+    "steps",
+    "before",
+    "after",
+    "gates",
+    "drift",
+    "latency",
+    "rounds",
+    "samples",
+    "warnings",
+    "environment",
+    "settings",
+]
+
+
+@pytest.fixture(autouse=True)
+def latency(monkeypatch):
+    fake_latency.install(monkeypatch)
+
+
+@pytest.fixture
+def network(rng):
+    return residual.network(rng, rank=8, noise=0.1)
+
+
+@pytest.fixture
+def samples(rng):
+    return residual.images(rng, 60)
+
+
+@pytest.fixture
+def files(network, samples, tmp_path):
+    """A folder with the model and its samples."""
+    onnx.save(network, tmp_path / "net.onnx")
+    np.savez(tmp_path / "samples.npz", x=samples)
+    return tmp_path
+
+
+def optimize(model, samples, **options):
+    return rewriter.optimize(
+        model, [{"x": samples}], **{"passes": PASSES, "max_drift": {"rel_l2": 0.1}} | options
+    )
+
+
+def command(files, *more):
+    args = [files / "net.onnx", "-o", files / "fast.onnx", "--calibration", files / "samples.npz"]
+    args += ["--passes", ",".join(PASSES), "--max-drift", "rel_l2=0.1", *more]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["optimize", *map(str, args)])
+    return ended.value.code
+
+
+def outputs(model, batch):
+    data = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+    return next(iter(graphs.run(data, batch).values())).astype(np.float64)
+
+
+def test_the_demonstration_becomes_faster_within_its_budget(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "_ROUNDS", 2)
+    out, path = tmp_path / "fast.onnx", tmp_path / "report.json"
+    wide = [node.name for node in onnx.load(MODELS / "digits.onnx").graph.node if "stage3" in node.name]
+    result = rewriter.optimize(
+        MODELS / "digits.onnx",
+        [{"image": np.load(MODELS / "digits_calibration.npz")["image"][:32]}],
+        MODELS / "digits_evaluation.npz",
+        output=out,
+        max_drift={"rel_l2": 0.1, "top1_drop": 1.0},
+        passes=["channel_svd"],
+        exclude=[name for name in wide if "conv" in name and "relu" not in name],
+        reports=[path],
+    )
+    assert result.improved, result.report.verdict
+    assert result.report.latency.speedup > 1.2
+    assert out.read_bytes() == result.model.SerializeToString()
+    onnx.checker.check_model(onnx.load(out), full_check=True)
+    data = np.load(MODELS / "digits_evaluation.npz")
+    before, after = (
+        outputs(each.read_bytes(), {"image": data["image"]}) for each in (MODELS / "digits.onnx", out)
+    )
+    assert np.mean(after.argmax(1) == data["labels"]) >= 0.98
+    # a part of these samples judged it
+    assert np.linalg.norm(after - before) / np.linalg.norm(before) < 0.12
+    written = json.loads(path.read_text())
+    assert list(written) == KEYS
+    assert written["samples"]["choose"] + written["samples"]["final"] == 497
+    assert [gate["measure"] for gate in written["gates"]] == ["rel_l2", "top1_drop"]
+    assert all(gate["passed"] and gate["samples"] == written["samples"]["final"] for gate in written["gates"])
+    assert {site["became"] for site in written["sites"]} == {None, "channel_svd"}
+
+
+def test_the_report_adds_up(network, samples):
+    found = optimize(network, samples)
+    assert found.improved
+    report, feeds = found.report, {"x": samples[:1]}
+    assert report.before.macs == fake_latency.macs(network.SerializeToString(), feeds)
+    assert report.after.macs == fake_latency.macs(found.model.SerializeToString(), feeds)
+    assert report.after.macs == sum(site.after.macs for site in report.sites)
+    assert report.latency.speedup == pytest.approx(report.before.macs / report.after.macs)
+    assert [site.node for site in report.sites] == ["stem", "one", "two", "down"]
+    assert report.samples == {"fit": 36, "choose": 12, "final": 12}
+    done = json.loads({each.key: each.value for each in found.model.metadata_props}["rewriter.sites"])
+    assert done == {
+        site.node: f"{site.became} {'x'.join(map(str, site.rank))}" for site in report.sites if site.became
+    }
+
+
+def test_the_gates_hold_on_samples_that_had_no_part(network, samples):
+    found = optimize(network, samples)
+    final = prepare.split_samples(graph.load(network), [{"x": samples}], None, 0)[2]
+    batch = {"x": np.concatenate([feeds["x"] for feeds in final.feeds])}
+    before, after = outputs(network, batch), outputs(found.model, batch)
+    (gate,) = found.report.gates
+    # ONNX Runtime in another batch size rounds in another way
+    assert gate.value == pytest.approx(np.linalg.norm(after - before) / np.linalg.norm(before), rel=1e-4)
+    assert gate.passed
+    assert gate.value <= 0.1
+
+
+def test_sample_parts_are_disjoint_and_complete(network, samples):
+    model = graph.load(network)
+
+    def told(part):
+        return {feeds["x"].tobytes() for feeds in part.feeds}
+
+    parts = prepare.split_samples(model, [{"x": samples}], None, 3)
+    assert [len(part) for part in parts] == [36, 12, 12]
+    assert set.union(*map(told, parts)) == {sample[None].tobytes() for sample in samples}
+    fit, choosing, final = prepare.split_samples(model, [{"x": samples[:20]}], [{"x": samples[20:]}], 3)
+    assert (len(fit), len(choosing), len(final)) == (20, 20, 20)
+    assert not told(fit) & told(choosing) | told(choosing) & told(final) | told(fit) & told(final)
+    for part, other in zip(parts, prepare.split_samples(model, [{"x": samples}], None, 3), strict=True):
+        assert told(part) == told(other)
+
+
+def test_fitting_takes_what_fits_in_memory(network, samples):
+    given = load([{"x": samples}], graph.load(network).inputs)
+    everything = prepare.fitting_batches(given, 1, 0)
+    assert [len(feeds["x"]) for feeds in everything] == [16, 16, 16, 12]
+    few = prepare.fitting_batches(given, prepare._LIVE_BYTES // 40, 0)
+    assert sum(len(feeds["x"]) for feeds in few) == 10
+    assert len(few) >= 4
+    assert sum(len(feeds["x"]) for feeds in prepare.fitting_batches(given, 1 << 40, 0)) == 2
+
+
+def test_what_is_not_rewritten_stays_byte_for_byte(network, samples):
+    network.doc_string = "kept"
+    network.metadata_props.add(key="author", value="me")
+    network.graph.node[4].doc_string = "also kept"
+    found = optimize(network, samples, exclude=["one"])
+    became = {site.node: site.became for site in found.report.sites}
+    assert found.improved
+    assert "one" not in became
+    gone = {name for name, form in became.items() if form}
+    old = [node.SerializeToString() for node in network.graph.node if node.name not in gone]
+    new = [node.SerializeToString() for node in found.model.graph.node]
+    assert [node for node in new if node in set(old)] == old
+    weights = {tensor.name: tensor.SerializeToString() for tensor in found.model.graph.initializer}
+    for tensor in network.graph.initializer:
+        if tensor.name.split("_")[0] not in gone:
+            assert weights[tensor.name] == tensor.SerializeToString()
+    assert found.model.graph.input == network.graph.input
+    assert found.model.graph.output == network.graph.output
+    assert found.model.doc_string == "kept"
+    assert found.model.metadata_props[0].value == "me"
+
+
+def test_the_given_model_is_not_touched(network, samples):
+    before = network.SerializeToString()
+    assert optimize(network, samples).improved
+    assert network.SerializeToString() == before
+
+
+def test_same_inputs_and_seed_same_bytes(network, samples):
+    first, again = (optimize(network, samples, seed=5) for _ in range(2))
+    assert first.model.SerializeToString() == again.model.SerializeToString()
+    assert first.report.sites == again.report.sites
+    assert first.model.SerializeToString() != optimize(network, samples, seed=6).model.SerializeToString()
+
+
+def test_path_bytes_and_model_give_the_same(files, network, samples):
+    given = [network, network.SerializeToString(), files / "net.onnx", str(files / "net.onnx")]
+    made = {optimize(each, samples).model.SerializeToString() for each in given}
+    assert len(made) == 1
+
+
+def test_nothing_pays(files, capsys):
+    before = sorted(files.iterdir())
+    assert command(files, "--min-speedup", 100, "--report", files / "why.json") == cli.UNMET
+    assert sorted(files.iterdir()) == sorted([*before, files / "why.json"])
+    report = json.loads((files / "why.json").read_text())
+    assert list(report) == KEYS
+    assert report["improved"] is False
+    assert report["verdict"].startswith("Nothing was written: within budget")
+    assert "where 100 was asked" in report["verdict"]
+    assert report["after"] == report["before"]
+    assert "Nothing was written" in capsys.readouterr().out
+
+
+def test_no_budget_no_rewrite(network, samples):
+    found = optimize(network, samples, max_drift={"rel_l2": 0.0})
+    assert not found.improved
+    assert found.report.verdict.startswith("Nothing was written: ")
+    assert found.model.SerializeToString() == network.SerializeToString()
+
+
+def test_a_deployed_batch_is_what_is_timed(network, samples):
+    found = optimize(network, samples, batch=3)
+    assert found.report.latency.batch == 3
+    assert {site.in_shape[0] for site in found.report.sites} == {3}
+    # costs stay those of one sample
+    assert found.report.before.macs == fake_latency.macs(network.SerializeToString(), {"x": samples[:1]})
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupt_leaves_nothing(files, stage, monkeypatch, capsys):
+    scratch = files / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    before = sorted(files.rglob("*"))
+    reached = []
+
+    @contextlib.contextmanager
+    def interrupting(quiet):
+        def progress(at, done, total):
+            reached.append(at)
+            if at == stage:
+                raise KeyboardInterrupt
+
+        yield progress
+
+    monkeypatch.setattr(cli, "_progress", interrupting)
+    assert command(files, "--report", files / "report.md") == cli.INTERRUPTED
+    assert reached[-1] == stage
+    assert sorted(files.rglob("*")) == before
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.strip() == "Interrupted; nothing was written."
+
+
+def test_an_interrupt_while_writing_leaves_nothing(files, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    before = sorted(files.iterdir())
+    monkeypatch.setattr(os, "fsync", interrupt)
+    assert command(files) == cli.INTERRUPTED
+    assert sorted(files.iterdir()) == before
+
+
+def test_the_output_is_no_other_file_of_the_run(files, network):
+    for source in ("net.onnx", "samples.npz"):
+        before = (files / source).read_bytes()
+        with pytest.raises(OutputError, match="is the input; choose another name"):
+            rewriter.optimize(files / "net.onnx", files / "samples.npz", output=files / source)
+        assert (files / source).read_bytes() == before
+    (files / "sub").mkdir()
+    with pytest.raises(OutputError, match="is the output; choose another name"):
+        rewriter.optimize(
+            network,
+            files / "samples.npz",
+            output=files / "fast.json",
+            reports=[files / "sub" / ".." / "fast.json"],
+        )
+
+
+def test_deployed_feeds(network, samples):
+    model = graph.load(network)
+    given = load([{"x": samples}], model.inputs)
+    assert prepare.deployed_feeds(model, given, 1, {})["x"].tobytes() == samples[:1].tobytes()
+    assert prepare.deployed_feeds(model, given, 4, {})["x"].shape == (4, 8, 12, 12)
+    assert prepare.deployed_feeds(model, given, 1, {"x": (2, 8, 12, 12)})["x"].shape == (2, 8, 12, 12)
+    for shapes, message in [
+        ({"x": (1, 8, 6, 6)}, r"--shape x:1,8,6,6: the model takes \[N, 8, 12, 12\]"),
+        ({"x": (1, 8)}, r"--shape x:1,8: the model takes \[N, 8, 12, 12\]"),
+        ({"z": (1, 8, 12, 12)}, "--shape z: no such input; there are 'x'"),
+    ]:
+        with pytest.raises(OptionError, match=message):
+            prepare.deployed_feeds(model, given, 1, shapes)
+    network.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    fixed = graph.load(network)
+    with pytest.raises(OptionError, match="--batch 4: the model fixes the batch of 'x' at 1"):
+        prepare.deployed_feeds(fixed, given, 4, {})

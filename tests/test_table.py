@@ -1,0 +1,147 @@
+import graphs
+import numpy as np
+import pytest
+
+from rewriter import graph, latency, table
+from rewriter.conv import Conv, Cost, Rewrite
+from rewriter.fitting import skeleton
+from rewriter.plan import Candidate
+from rewriter.runtime import Session, Target
+
+TARGET = Target(threads=1)
+TEXT = """
+weights: w[8,8,3,3] v[8,8,3,3] u[8,8,3,3]
+agraph (float[1,8,10,10] x) => (float[1,8,10,10] y) {
+  [one] a = Conv<pads=[1,1,1,1]>(x, w)
+  [one_relu] ar = Relu(a)
+  [two] b = Conv<pads=[1,1,1,1]>(ar, v)
+  [two_relu] br = Relu(b)
+  [three] c = Conv<pads=[1,1,1,1]>(br, u)
+  [sum] y = Add(c, ar)
+}
+"""
+SHAPES = dict.fromkeys(("one", "two", "three"), (1, 8, 10, 10))
+
+
+@pytest.fixture
+def sites(rng):
+    return graph.find_sites(graphs.filled(TEXT, rng))[0]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Stands in for timing: remembers what it was asked and answers with `time`, by default always 1 ms."""
+
+    class Clock:
+        calls: list = []  # noqa: RUF012
+
+        def time(self, channels, call):
+            return 1.0
+
+        def __call__(self, models, feeds, target=None, *, seconds=2.0, seed=0):
+            self.calls = [*self.calls, (models, feeds, seconds)]
+            return [self.time(_inner(model), len(self.calls)) for model in models]
+
+    clock = Clock()
+    monkeypatch.setattr(latency, "interleaved", clock)
+    return clock
+
+
+def _inner(model):
+    """Channels between the stages of a candidate, None for the site as it is."""
+    inside = graph.load(model).proto.graph
+    sizes = {tensor.name: tensor.dims for tensor in inside.initializer}
+    stages = [node for node in inside.node if node.op_type == "Conv" and node.name.startswith("conv")]
+    return None if len(stages) == 1 else int(sizes[stages[0].input[1]][0])
+
+
+def offers(site, *ranks, error=0.01):
+    """The site as it is and two-stage candidates with so many channels between."""
+    conv = site.conv
+    found = [Candidate(site.name, None, (), skeleton(graphs.only(conv)), Cost(8 * 8 * 9), 0.0)]
+    for rank in ranks:
+        first = conv.with_(weight=np.ones((rank, *conv.weight.shape[1:]), np.float32), bias=None)
+        rewrite = Rewrite(((first, Conv(np.ones((conv.out_channels, rank, 1, 1), np.float32))),))
+        made = Candidate(site.name, "p", (rank,), skeleton(rewrite), Cost(80 * rank), error / rank)
+        found.append(made)
+    return found
+
+
+def measure(sites, *ranks, told=None):
+    note = (lambda *_: None) if told is None else (lambda *args: told.append(args))
+    return table.measure([(site, offers(site, *ranks)) for site in sites], SHAPES, TARGET, note)
+
+
+def times(candidates):
+    return {candidate.rank: candidate.latency_ms for candidate in candidates}
+
+
+def test_sites_of_one_shape_share_their_measurements(sites, clock):
+    clock.time = lambda channels, call: 1.0 if channels is None else channels / 10
+    told = []
+    one, two, three = measure(sites, 2, 4, told=told)
+    # one and two are alike; behind three there is an Add
+    assert [len(models) for models, _, _ in clock.calls] == [3, 3]
+    assert told == [("timing", 1, 2), ("timing", 2, 2)]
+    assert times(one) == times(two) == times(three) == {(): 1.0, (2,): 0.2, (4,): 0.4}
+    assert [candidate.site for candidate in two] == ["two"] * 3
+
+
+def test_what_is_timed_runs_on_what_it_is_fed(sites, clock):
+    measure(sites, 2, 4)
+    fed = []
+    for models, feeds, _ in clock.calls:
+        for model, feed in zip(models, feeds, strict=True):
+            (output,) = Session(model, TARGET).run(feed).values()
+            assert output.shape == (1, 8, 10, 10)
+            fed.append(set(feed))
+    assert fed == [{"x"}] * 3 + [{"x", "shortcut"}] * 3
+
+
+def test_chunks_are_rescaled_by_the_original(sites, clock, monkeypatch):
+    monkeypatch.setattr(table, "_ACTIVATION_BYTES", 0)  # two models at once
+    # every time the machine is slower
+    clock.time = lambda channels, call: call * (1.0 if channels is None else channels / 10)
+    (found,) = measure(sites[:1], 2, 4, 6)
+    assert [len(models) for models, _, _ in clock.calls] == [2, 2, 2]
+    assert times(found) == pytest.approx({(): 1.0, (2,): 0.2, (4,): 0.4, (6,): 0.6})
+
+
+def test_time_is_shared_among_the_chunks(sites, clock, monkeypatch):
+    whole = measure(sites[:1], 2, 4, 6)
+    assert [seconds for _, _, seconds in clock.calls] == [table._SECONDS_PER_SHAPE]
+    monkeypatch.setattr(table, "_ACTIVATION_BYTES", 0)
+    clock.calls = []
+    assert [times(each) for each in measure(sites[:1], 2, 4, 6)] == [times(each) for each in whole]
+    # the original is in each of three chunks
+    assert sum(seconds for _, _, seconds in clock.calls) == pytest.approx(table._SECONDS_PER_SHAPE * 6 / 4)
+
+
+def test_candidates_that_are_hardly_faster_are_dropped(sites, clock):
+    clock.time = lambda channels, call: {None: 1.0, 2: 0.5, 3: 0.94, 4: 0.96, 5: 1.5}[channels]
+    (found,) = measure(sites[:1], 2, 3, 4, 5)
+    assert times(found) == {(): 1.0, (2,): 0.5, (3,): 0.94}
+
+
+def test_the_site_as_it_is_stays_first(sites, clock):
+    (found,) = measure(sites[:1], 2, 4)  # all take as long
+    assert [candidate.pass_name for candidate in found] == [None]
+
+
+def test_beaten_candidates_are_never_timed(sites, clock):
+    worse = Candidate("one", "q", (7,), offers(sites[0], 7)[1].skeleton, Cost(560), 1.0)
+    table.measure([(sites[0], [*offers(sites[0], 2), worse])], SHAPES, TARGET, lambda *_: None)
+    assert [_inner(model) for models, _, _ in clock.calls for model in models] == [None, 2]
+
+
+def test_a_site_without_candidates_is_not_timed(sites, clock):
+    (found,) = measure(sites[:1])
+    assert (clock.calls, times(found)) == ([], {(): 0.0})
+
+
+def test_candidates_of_one_structure_share_their_measurement(sites, clock):
+    clock.time = lambda channels, call: 1.0 if channels is None else channels / 10
+    twin = Candidate("one", "q", (9,), offers(sites[0], 2)[1].skeleton, Cost(160), 0.001)
+    (found,) = table.measure([(sites[0], [*offers(sites[0], 2), twin])], SHAPES, TARGET, lambda *_: None)
+    assert [len(models) for models, _, _ in clock.calls] == [2]
+    assert times(found) == {(): 1.0, (2,): 0.2, (9,): 0.2}
