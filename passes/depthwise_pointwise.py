@@ -7,7 +7,7 @@
 One branch a rank and no depthwise multiplier, which falls off the fast path of ONNX Runtime. Rank 1 is the
 classical depthwise separable convolution; network decoupling (Guo et al. 2018, arXiv 1808.05517) is the
 data-free optimum, an SVD of every W[:, c], and a start here. The fit minimises the error over P and D at
-once: `factor.separable`.
+once: `factor.blocks`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from passes.base import Rank
 from rewriter.conv import Conv, Grid, Metric, Rewrite, free_bias
-from rewriter.factor import separable
+from rewriter.factor.blocks import blocks_then_dense
 
 # A rewrite with more multiply-adds than this share of the original's cannot pay.
 WORTHWHILE = 0.95
@@ -56,7 +56,7 @@ class DepthwisePointwise:
         """The fit at each rank; a rank above the exact one gives the exact one."""
         channels = conv.weight.shape[1]
         fits = [
-            separable.blocks_then_dense(W, C, A, [(channels, rank) for (rank,) in ranks])
+            blocks_then_dense(W, C, A, [(channels, rank) for (rank,) in ranks])
             for W, C, A in zip(
                 conv.matrix, metric.covariance, metric.weights(*conv.matrix.shape[:2]), strict=True
             )

@@ -6,7 +6,7 @@
 
 The pointwise convolution runs at the size of the input, so this form suits stride 1; on an axis with a single
 tap it takes the stride, and the pads, itself. Data-free it is an SVD of every W[m] (Guo et al. 2018, arXiv
-1808.05517), a start here; the fit minimises the error over Q and D at once: `factor.separable`.
+1808.05517), a start here; the fit minimises the error over Q and D at once: `factor.taps`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from passes.base import Rank
 from rewriter.conv import Array, Conv, Grid, Metric, Rewrite, free_bias
-from rewriter.factor import separable
+from rewriter.factor.taps import dense_then_taps
 
 # A rewrite with more multiply-adds than this share of the original's cannot pay.
 WORTHWHILE = 0.95
@@ -55,7 +55,7 @@ class PointwiseDepthwise:
     def rewrites(self, conv: Conv, ranks: Sequence[Rank], metric: Metric) -> Iterator[Rewrite]:
         """The fit at each rank; a rank above the exact one gives the exact one."""
         fits = [
-            separable.dense_then_taps(W, C, A, conv.taps, [rank for (rank,) in ranks])
+            dense_then_taps(W, C, A, conv.taps, [rank for (rank,) in ranks])
             for W, C, A in zip(
                 conv.matrix, metric.covariance, metric.weights(*conv.matrix.shape[:2]), strict=True
             )

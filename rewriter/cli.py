@@ -154,7 +154,6 @@ def _listed(_: click.Context, __: click.Parameter, text: str | None) -> tuple[st
 )
 @click.option(
     "--calibration",
-    required=True,
     metavar="SRC",
     help="Samples to fit to: an .npz keyed by input name, or script.py:function that yields dicts of arrays.",
 )
@@ -232,7 +231,7 @@ def _listed(_: click.Context, __: click.Parameter, text: str | None) -> tuple[st
 def optimize(
     model: Path,
     output: Path,
-    calibration: str,
+    calibration: str | None,
     evaluation: str | None,
     max_drift: dict[str, float],
     quiet: bool,

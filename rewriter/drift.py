@@ -60,6 +60,8 @@ MEASURES: Final[Mapping[str, Measure]] = MappingProxyType(
 # Where nothing differs at all the noise is minus infinity, which neither tables nor JSON can hold.
 _SILENCE_DB: Final = -300.0
 _UNSURE_DB: Final = 3.0
+# Below this many samples the bootstrap itself cannot tell how far their mean may be off.
+_FEW: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +359,8 @@ def _warning(drift: Drift, asked: Budget) -> str | None:
     few = f"{drift.samples} {are} too few for {asked.measure}"
     if asked.measure in ("top1_flips", "top1_drop", "top5_drop") and 100.0 / drift.samples > asked.limit:
         return f"{few} = {asked.limit:g}: one sample is {100.0 / drift.samples:.3g} per cent"
+    if drift.samples < _FEW:
+        return f"{few} = {asked.limit:g}: fewer than {_FEW} say little about others"
     if half > (_UNSURE_DB if asked.measure == "noise_db" else asked.limit):
         return f"{few} = {asked.limit:g}: the interval is ±{half:.2g}"
     return None

@@ -37,6 +37,9 @@ Progress = Callable[[str, int, int], None]
 _PROBE_ERROR = 0.1
 # A candidate worse than this loses half of the output's variance; no budget will ever take it.
 _WORST_ERROR = 0.7
+# Values in a patch above which the fits of a site run one after the other: each holds several matrices of
+# their square.
+_LARGE = 2500
 # Ridges towards the original kernel, relative to the mean eigenvalue of the patch covariance.
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 # Of the samples, what the strength of the ridge is judged on.
@@ -125,21 +128,29 @@ def _site(
     metric = _metric(calibration.moments(site.conv, inputs, positions))
     metric.root  # noqa: B018 - made here once, not in every thread
 
-    def fit(job: tuple["Pass", Sequence[Ints]]) -> list[tuple[Candidate, Rewrite]]:
+    def fit(job: tuple["Pass", Sequence[Ints]]) -> tuple[list[Candidate], Rewrite | None, float]:
+        """The candidates of a pass, and of their rewrites only the one that is nearest to a probe."""
         each, ranks = job
-        made = []
+        made: list[Candidate] = []
+        nearest: Rewrite | None = None
+        nearest_error = 0.0
         for rank, rewrite in zip(ranks, each.rewrites(site.conv, ranks, metric), strict=True):
-            error = relative_error(site.conv, rewrite, metric)
-            cost = rewrite.cost(size)
-            made.append((Candidate(site.name, each.name, rank, skeleton(rewrite), cost, error**2), rewrite))
-        return made
+            error = relative_error(site.conv, rewrite, metric) ** 2
+            if error > _WORST_ERROR**2:
+                continue
+            made.append(Candidate(site.name, each.name, rank, skeleton(rewrite), rewrite.cost(size), error))
+            if nearest is None or _off(error) < _off(nearest_error):
+                nearest, nearest_error = rewrite, error
+        return made, nearest, nearest_error
 
-    fitted = [pair for made in pool.map(fit, willing) for pair in made if pair[0].error < _WORST_ERROR**2]
-    if not fitted:
-        return Survey(site, tuple(candidates), tuple(refusals), None, 0.0)
-    nearest, probe = min(fitted, key=lambda pair: _off(pair[0].error))
-    candidates += [candidate for candidate, _ in fitted]
-    return Survey(site, tuple(candidates), tuple(refusals), probe, nearest.error)
+    large = site.conv.matrix.shape[2] > _LARGE
+    probe: Rewrite | None = None
+    probe_error = 0.0
+    for made, nearest, error in map(fit, willing) if large else pool.map(fit, willing):
+        candidates += made
+        if nearest is not None and (probe is None or _off(error) < _off(probe_error)):
+            probe, probe_error = nearest, error
+    return Survey(site, tuple(candidates), tuple(refusals), probe, probe_error)
 
 
 def _off(error: float) -> float:

@@ -42,10 +42,10 @@ class Judge:
         }
         self._choosing, self._final, self._seed = choosing, final, seed
         self._outputs = original.outputs
-        self._session = Session(original.bytes(), Target())
+        self._original = original
         self._kept: list[list[npt.NDArray[Any]]] = []
         first = choosing.subset([0])
-        drift.within(self._measure(self._session, first), self.budgets)
+        drift.within(self._measure(original, first), self.budgets)
 
     @property
     def start(self) -> float:
@@ -55,17 +55,18 @@ class Judge:
 
     def usage(self, model: Model) -> float:
         """The largest share of a budget that a model takes on the choosing samples; at most 1 fits."""
-        measured = self._measure(Session(model.bytes(), Target()), self._choosing)
+        measured = self._measure(model, self._choosing)
         return max(_share(verdict) for verdict in drift.within(measured, self.budgets))
 
     def verdicts(self, model: Model) -> tuple[tuple[Drift, ...], tuple[Verdict, ...]]:
         """Every measure on the final samples, and the verdict on every budget."""
-        measured = self._measure(Session(model.bytes(), Target()), self._final)
+        measured = self._measure(model, self._final)
         return measured, drift.within(measured, self.budgets)
 
-    def _measure(self, session: Session, samples: Samples) -> tuple[Drift, ...]:
+    def _measure(self, model: Model, samples: Samples) -> tuple[Drift, ...]:
         meter = drift.Meter(self._outputs, custom=self._custom, seed=self._seed)
         batches = samples.batches()
+        session = Session(model.bytes(), Target())
         for (feeds, targets), before in zip(batches, self._references(samples), strict=True):
             meter.update(before, list(session.run(feeds).values()), targets)
         return meter.result()
@@ -76,10 +77,13 @@ class Judge:
         if keep:
             yield from self._kept
         size = sum(array.nbytes for outputs in self._kept for array in outputs)
-        for index, (feeds, _) in enumerate(samples.batches()):
-            if keep and index < len(self._kept):
-                continue
-            outputs = list(self._session.run(feeds).values())
+        rest = list(samples.batches())[len(self._kept) if keep else 0 :]
+        if not rest:
+            return
+        # made anew where it is needed: kept, it would hold the weights of a large model a second time
+        session = Session(self._original.bytes(), Target())
+        for index, (feeds, _) in enumerate(rest, len(self._kept) if keep else 0):
+            outputs = list(session.run(feeds).values())
             size += sum(array.nbytes for array in outputs)
             # without gaps: once one batch was too much, none behind it is kept
             if keep and size <= _KEPT_BYTES and index == len(self._kept):

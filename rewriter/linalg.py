@@ -14,6 +14,8 @@ Array = npt.NDArray[np.floating[Any]]
 # Relative to the mean eigenvalue: far below every figure that a fit is judged by, far above float64's
 # rounding.
 RIDGE = 1e-8
+# What a triangular matrix is cut into.
+PANELS = 8
 
 
 def ridged(matrix: Array) -> Array:
@@ -50,6 +52,20 @@ def cholesky(matrix: Array) -> Array:
         except np.linalg.LinAlgError:
             matrix = matrix + ridge * np.eye(len(matrix))
             ridge *= 10
+
+
+def triangular_square(matrix: Array, lower: Array) -> float:
+    """‖X L‖² of a matrix X `[m, n]` and a lower triangular one `[n, n]`, in the type of the latter.
+
+    Panel by panel, which skips most of the zeros and lets other threads run, as BLAS for triangles does not.
+    """
+    matrix = np.asarray(matrix, lower.dtype)
+    total = 0.0
+    size = max(-(-len(lower) // PANELS), 1)
+    for start in range(0, len(lower), size):
+        panel = matrix[:, start:] @ lower[start:, start : start + size]
+        total += float(np.sum(np.square(panel), dtype=np.float64))
+    return total
 
 
 def ridge_solve(matrix: Array, right: Array, ridge: float) -> Array:
@@ -107,25 +123,39 @@ def conjugate_gradients(
 
 
 def newton_step(
-    apply: Callable[[Array], Array], gradient: Array, precondition: Callable[[Array], Array], steps: int
+    apply: Callable[[Array], Array],
+    gradient: Array,
+    precondition: Callable[[Array], Array],
+    steps: int,
+    apart: bool = False,
 ) -> Array:
     """A step X that lowers ½⟨X, apply(X)⟩ + ⟨X, gradient⟩, by `steps` of conjugate gradients at most.
 
     It ends where the preconditioned residual has fallen a hundredfold, or where the operator is not positive:
-    more accuracy would outrun the quadratic model (a truncated Newton method: Nash 2000).
+    more accuracy would outrun the quadratic model (a truncated Newton method: Nash 2000). With `apart` the
+    entries along the first axis are systems of their own, each with its own end.
     """
+    axes = tuple(range(1, gradient.ndim)) if apart else None
+
+    def inner(one: Array, other: Array) -> Array:
+        found: Array = np.sum(one * other, axis=axes, keepdims=True)
+        return found
+
     found = np.zeros_like(gradient)
     residual = -gradient
     direction = precondition(residual)
-    first = slope = float(np.vdot(residual, direction))
+    first = slope = inner(residual, direction)
     for _ in range(steps):
         applied = apply(direction)
-        curvature = float(np.vdot(direction, applied))
-        if not (curvature > 0.0 and slope > 1e-4 * first):
+        curvature = inner(direction, applied)
+        going = (curvature > 0.0) & (slope > 1e-4 * first)
+        if not np.any(going):
             break
-        found = found + slope / curvature * direction
-        residual = residual - slope / curvature * applied
+        length = np.divide(slope, curvature, out=np.zeros_like(slope), where=going)
+        found = found + length * direction
+        residual = residual - length * applied
         steepest = precondition(residual)
-        previous, slope = slope, float(np.vdot(residual, steepest))
-        direction = steepest + slope / previous * direction
+        previous, slope = slope, inner(residual, steepest)
+        turn = np.divide(slope, previous, out=np.zeros_like(slope), where=going)
+        direction = steepest + turn * direction
     return found

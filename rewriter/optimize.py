@@ -10,7 +10,7 @@ import numpy as np
 
 from rewriter import fitting, graph, prepare, runtime, search, table
 from rewriter.conv import Conv, Cost, Grid, Ints
-from rewriter.errors import OutputError
+from rewriter.errors import OutputError, SampleError
 from rewriter.fitting import Survey
 from rewriter.graph import Model
 from rewriter.judge import Judge
@@ -18,7 +18,7 @@ from rewriter.plan import Candidate, Plan, choose
 from rewriter.report import Report, SiteReport, check_path, write
 from rewriter.runtime import Target
 from rewriter.samples import Feeds, Source
-from rewriter.search import Trial
+from rewriter.search import Rewrites, Trial
 from rewriter.sensitivity import sensitivities
 from rewriter.verdict import final_word
 
@@ -44,7 +44,7 @@ class Result:
 
 def optimize(
     model: graph.Source,
-    calibration: Source,
+    calibration: Source | None,
     evaluation: Source | None = None,
     *,
     output: str | Path | None = None,
@@ -102,6 +102,8 @@ def optimize(
     runtime.check_provider(provider)
     chosen_passes = prepare.named_passes(passes)
     budgets = dict(max_drift or DEFAULT_MAX_DRIFT)
+    if calibration is None:
+        raise SampleError("no samples were given; --calibration takes an .npz or script.py:function")
     original = graph.load(model)
     if output is not None:
         for source in (original.path, calibration, evaluation):
@@ -136,20 +138,25 @@ def optimize(
 
     by_name = {site.name: site for site in sites}
 
-    def build(plan: Plan) -> Model:
+    def build(plan: Plan) -> Rewrites:
         chosen = [(by_name[candidate.site], candidate) for candidate in plan.rewritten]
-        rewrites = fitting.refit(base, chosen, chosen_passes, batches, seed, calm, progress)
-        return graph.splice(base, rewrites, _provenance(plan))
+        return fitting.refit(base, chosen, chosen_passes, batches, seed, calm, progress)
 
-    trials, rounds = search.search(offers, judge.start, build, judge.usage, progress)
-    fallback = None if base is original else search.unchanged(offers, base)
+    def usage(rewrites: Rewrites) -> float:
+        return judge.usage(graph.splice(base, rewrites))
+
+    def assemble(trial: Trial) -> Model:
+        return graph.splice(base, trial.rewrites, _provenance(trial.plan)) if trial.rewrites else base
+
+    trials, rounds = search.search(offers, judge.start, build, usage, progress)
+    fallback = None if base is original else search.unchanged(offers)
 
     def retreat(limit: float) -> Trial | None:
         plan = choose(offers, limit)
         return Trial(plan, build(plan), 0.0) if plan.rewritten else None
 
     ending = final_word(
-        original, trials, retreat, fallback, judge, feeds, target, min_speedup, seed, progress
+        original, trials, retreat, fallback, assemble, judge, feeds, target, min_speedup, seed, progress
     )
     accepted = ending.accepted
     plan = None if accepted is None else accepted.plan
@@ -186,11 +193,11 @@ def optimize(
             "min-speedup": min_speedup,
         },
     )
-    if accepted is not None and output is not None:
-        graph.save(accepted.model, output)
+    if output is not None and ending.model is not None:
+        graph.save(ending.model, output)
     for path in reports:
         write(report, path)
-    best = original if accepted is None else accepted.model
+    best = original if ending.model is None else ending.model
     return Result(best.proto, report, accepted is not None)
 
 

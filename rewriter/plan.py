@@ -83,6 +83,8 @@ def choose(sites: Sequence[Sequence[Candidate]], limit: float) -> Plan:
         sites: The candidates of every site; each with at least one without drift.
         limit: On the sum of squared drifts, at least 0.
     """
+    if not sites:
+        return Plan((), 0.0, 0.0, 0.0)
     offers = [_front(candidates) for candidates in sites]
     flat = [candidate for candidates in offers for candidate in candidates]
     latency = np.array([candidate.latency_ms for candidate in flat])

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewriter import graph
+from rewriter.conv import Rewrite
+from rewriter.graph import Site
 from rewriter.plan import Candidate, Plan, choose
+
+Rewrites = Sequence[tuple[Site, Rewrite]]
 
 # The choosing samples are another draw than the final ones: aim inside the budget, not at its edge.
 _MARGIN = 0.9
@@ -21,12 +24,12 @@ class Trial:
 
     Attributes:
         plan: What was chosen.
-        model: The rewritten model.
+        rewrites: Of the sites that it changes, fitted; the model is put together when it is needed.
         usage: The largest share of a budget that its drift takes on the choosing samples; at most 1 fits.
     """
 
     plan: Plan
-    model: graph.Model
+    rewrites: Rewrites
     usage: float
 
 
@@ -52,8 +55,8 @@ class Round:
 def search(
     sites: Sequence[Sequence[Candidate]],
     start: float,
-    build: Callable[[Plan], graph.Model],
-    usage: Callable[[graph.Model], float],
+    build: Callable[[Plan], Rewrites],
+    usage: Callable[[Rewrites], float],
     progress: Callable[[str, int, int], None],
 ) -> tuple[list[Trial], list[Round]]:
     """Trials within budget, fastest first, and the record of every round.
@@ -64,8 +67,8 @@ def search(
     Args:
         sites: Candidates with predicted drift and latency, the site as it is first.
         start: The first limit on the sum of squared drifts.
-        build: Refits a plan and splices it into the model.
-        usage: Measures a model on the choosing samples: the largest share of a budget that it takes.
+        build: Refits a plan.
+        usage: Measures it in the network on the choosing samples: the largest share of a budget it takes.
         progress: Told after every round.
     """
     limit, fits, fails = start, 0.0, np.inf
@@ -75,13 +78,12 @@ def search(
     for index in range(_ROUNDS):
         plan = choose(sites, limit)
         if not plan.rewritten:
-            fits = max(fits, limit)
             measured = 0.0
         elif plan.chosen in tried:
             measured = tried[plan.chosen]
         else:
-            model = build(plan)
-            measured = usage(model)
+            rewrites = build(plan)
+            measured = usage(rewrites)
             rounds.append(
                 Round(
                     len(plan.rewritten),
@@ -92,10 +94,15 @@ def search(
                 )
             )
             if measured <= _MARGIN:
-                trials.append(Trial(plan, model, measured))
+                trials.append(Trial(plan, rewrites, measured))
             tried[plan.chosen] = measured
         progress("searching", index + 1, _ROUNDS)
-        fits, fails = (max(fits, limit), fails) if measured <= _MARGIN else (fits, min(fails, limit))
+        if measured <= _MARGIN:
+            fits = max(fits, limit)
+        else:
+            # every limit down to what it takes would choose this plan again
+            limit = plan.drift
+            fails = min(fails, limit)
         if fails < fits * _CLOSE or (not np.isfinite(fails) and _everything(plan, sites)):
             break
         limit = _next(limit, measured, fits, fails)
@@ -119,8 +126,8 @@ def _everything(plan: Plan, sites: Sequence[Sequence[Candidate]]) -> bool:
     return plan.latency_ms <= fastest * (1 + 1e-9)
 
 
-def unchanged(sites: Sequence[Sequence[Candidate]], model: graph.Model) -> Trial:
+def unchanged(sites: Sequence[Sequence[Candidate]]) -> Trial:
     """The trial in which every site stays as it is."""
     chosen = tuple(candidates[0] for candidates in sites)
     total = sum(candidate.latency_ms for candidate in chosen)
-    return Trial(Plan(chosen, 0.0, total, total), model, 0.0)
+    return Trial(Plan(chosen, 0.0, total, total), (), 0.0)

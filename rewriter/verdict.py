@@ -27,6 +27,7 @@ class Ending:
 
     accepted: Trial | None
     verdict: str
+    model: Model | None = None
     drift: tuple[Drift, ...] = ()
     gates: tuple[Gate, ...] = ()
     latency: Latency | None = None
@@ -38,6 +39,7 @@ def final_word(
     trials: Sequence[Trial],
     retreat: Callable[[float], Trial | None],
     fallback: Trial | None,
+    assemble: Callable[[Trial], Model],
     judge: Judge,
     feeds: Feeds,
     target: Target,
@@ -55,6 +57,7 @@ def final_word(
         trials: What the search found, fastest first.
         retreat: Makes a trial with at most so much predicted squared drift, for when these run out.
         fallback: The model with its exact steps alone, if there are any; tried last.
+        assemble: Puts a trial's model together.
         judge: The budgets and the final samples.
         feeds: What to time both models with.
         target: How they are deployed.
@@ -75,7 +78,8 @@ def final_word(
             assert fallback is not None
             trial, fallback = fallback, None
         looks += 1
-        measured, verdicts = judge.verdicts(trial.model)
+        model = assemble(trial)
+        measured, verdicts = judge.verdicts(model)
         gates = tuple(_gate(verdict) for verdict in verdicts)
         warnings = tuple(verdict.warning for verdict in verdicts if verdict.warning is not None)
         if looks > 1:
@@ -83,7 +87,7 @@ def final_word(
         over = [gate for gate in gates if not gate.passed]
         if over:
             verdict = f"Nothing was written: on the final samples {_told(over)}."
-            ending = Ending(None, verdict, measured, gates, ending.latency, warnings)
+            ending = Ending(None, verdict, None, measured, gates, ending.latency, warnings)
             limit = trial.plan.drift * _RETREAT
             queue = [other for other in queue if other.plan.drift <= limit]
             if looks == _LOOKS:
@@ -93,7 +97,7 @@ def final_word(
             continue
         timing = latency.compare(
             original.bytes(),
-            trial.model.bytes(),
+            model.bytes(),
             feeds,
             target,
             seed=seed,
@@ -104,12 +108,12 @@ def final_word(
                 f"{timing.speedup:.2f} times as fast (95 % interval {timing.speedup_low:.2f} to "
                 f"{timing.speedup_high:.2f}), {_told(gates)}."
             )
-            return Ending(trial, verdict, measured, gates, timing, warnings)
+            return Ending(trial, verdict, model, measured, gates, timing, warnings)
         verdict = (
             f"Nothing was written: within budget ({_told(gates)}), but {timing.speedup:.2f} times as fast, "
             f"at least {timing.speedup_lower:.2f} at 99.9 % confidence where {min_speedup:g} was asked."
         )
-        ending = Ending(None, verdict, measured, gates, timing, warnings)
+        ending = Ending(None, verdict, None, measured, gates, timing, warnings)
         queue = []  # the others are slower still
     return ending
 

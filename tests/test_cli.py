@@ -207,7 +207,7 @@ def test_no_progress_when_quiet(optimize, monkeypatch):
     assert stderr.getvalue() == ""
 
 
-@pytest.mark.parametrize("missing", ["in.onnx", "-o", "--calibration"])
+@pytest.mark.parametrize("missing", ["in.onnx", "-o"])
 def test_missing_arguments(optimize, run, missing):
     at = BASIC.index(missing)
     status, _, err = run(*BASIC[:at], *BASIC[at + (1 if missing == "in.onnx" else 2) :])

@@ -338,10 +338,11 @@ def test_verdicts_go_by_the_estimate_of_the_whole() -> None:
 @pytest.mark.parametrize(
     ("measure", "low", "high", "samples", "limit", "says"),
     [
-        ("rel_l2", 0.0, 0.3, 4, 0.1, "4 samples are too few for rel_l2 = 0.1: the interval is ±0.15"),
+        ("rel_l2", 0.0, 0.3, 14, 0.1, "14 samples are too few for rel_l2 = 0.1: the interval is ±0.15"),
         ("top1_flips", 0.0, 1.0, 50, 1.0, "one sample is 2 per cent"),
         ("noise_db", -50.0, -40.0, 1, -30.0, "1 sample is too few"),
-        ("noise_db", -46.0, -41.0, 9, -30.0, None),
+        ("noise_db", -46.0, -41.0, 9, -30.0, "fewer than 10"),
+        ("noise_db", -46.0, -41.0, 10, -30.0, None),
         ("top1_drop", 0.0, 1.0, 100, 1.0, None),
     ],
 )

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from rewriter import linalg
-from rewriter.factor import separable
+from rewriter.factor import descent
+from rewriter.factor.blocks import blocks_then_dense
+from rewriter.factor.taps import dense_then_taps
 
 C_IN, TAPS, M = 8, 6, 10
 K = C_IN * TAPS
@@ -42,7 +44,7 @@ def _tails(kernels, rank):
 @pytest.mark.parametrize("blocks", [2, C_IN])
 def test_white_inputs_give_the_svd_of_every_block(problem, blocks, rank):
     W = problem[0]
-    ((D, P),) = separable.blocks_then_dense(W, np.eye(K), np.eye(M), [(blocks, rank)])
+    ((D, P),) = blocks_then_dense(W, np.eye(K), np.eye(M), [(blocks, rank)])
     parts = W.reshape(M, blocks, -1).transpose(1, 0, 2)
     assert _loss(W, _blocks(D, P), np.eye(K), np.eye(M)) == pytest.approx(_tails(parts, rank))
 
@@ -50,14 +52,14 @@ def test_white_inputs_give_the_svd_of_every_block(problem, blocks, rank):
 @pytest.mark.parametrize("rank", [1, 3])
 def test_white_inputs_give_the_svd_of_every_output(problem, rank):
     W = problem[0]
-    ((Q, D),) = separable.dense_then_taps(W, np.eye(K), np.eye(M), TAPS, [rank])
+    ((Q, D),) = dense_then_taps(W, np.eye(K), np.eye(M), TAPS, [rank])
     tails = _tails(W.reshape(M, C_IN, TAPS), rank)
     assert _loss(W, _taps(Q, D), np.eye(K), np.eye(M)) == pytest.approx(tails)
 
 
 def test_one_block_is_the_weighted_channel_svd(problem):
     W, C, A = problem
-    ((D, P),) = separable.blocks_then_dense(W, C, A, [(1, 4)])
+    ((D, P),) = blocks_then_dense(W, C, A, [(1, 4)])
     whitened = np.linalg.cholesky(A).T @ W @ np.linalg.cholesky(C)
     assert _loss(W, _blocks(D, P), C, A) == pytest.approx(_tails(whitened, 4), rel=1e-6)
 
@@ -67,7 +69,7 @@ def test_independent_blocks_are_whitened_ones(rng, problem):
     C = np.zeros((K, K))
     for g in range(C_IN):
         C[g * TAPS : (g + 1) * TAPS, g * TAPS : (g + 1) * TAPS] = _spd(rng, TAPS, 0.5)
-    ((D, P),) = separable.blocks_then_dense(W, C, A, [(C_IN, 2)])
+    ((D, P),) = blocks_then_dense(W, C, A, [(C_IN, 2)])
     whitened = np.linalg.cholesky(A).T @ W @ np.linalg.cholesky(C)
     tails = _tails(whitened.reshape(M, C_IN, TAPS).transpose(1, 0, 2), 2)
     assert _loss(W, _blocks(D, P), C, A) == pytest.approx(tails, rel=1e-6)
@@ -76,7 +78,7 @@ def test_independent_blocks_are_whitened_ones(rng, problem):
 def test_a_kronecker_covariance_has_a_closed_form_for_every_output(rng, problem):
     W = problem[0]
     channels, taps = _spd(rng, C_IN, 0.5), _spd(rng, TAPS, 0.5)
-    ((Q, D),) = separable.dense_then_taps(W, np.kron(channels, taps), np.eye(M), TAPS, [2])
+    ((Q, D),) = dense_then_taps(W, np.kron(channels, taps), np.eye(M), TAPS, [2])
     whitened = np.linalg.cholesky(channels).T @ W.reshape(M, C_IN, TAPS) @ np.linalg.cholesky(taps)
     loss = _loss(W, _taps(Q, D), np.kron(channels, taps), np.eye(M))
     # The roots come from ridged means.
@@ -87,7 +89,7 @@ def test_a_kronecker_covariance_has_a_closed_form_for_every_output(rng, problem)
 def test_blocks_find_what_many_random_starts_find(rng, problem, weighted):
     W, C, A = problem
     A = A if weighted else np.eye(M)
-    ((D, P),) = separable.blocks_then_dense(W, C, A, [(C_IN, 1)])
+    ((D, P),) = blocks_then_dense(W, C, A, [(C_IN, 1)])
     best = min(_alternate(rng.standard_normal((C_IN, 1, TAPS)), W, C, A) for _ in range(4))
     # Squared errors of the many local optima that random kernels have.
     assert _loss(W, _blocks(D, P), C, A) < 1.2 * best
@@ -113,13 +115,13 @@ def test_more_steps_gain_little(monkeypatch, problem, weighted):
     A = A if weighted else np.eye(M)
 
     def losses():
-        (first,) = separable.blocks_then_dense(W, C, A, [(C_IN, 2)])
-        (second,) = separable.dense_then_taps(W, C, A, TAPS, [2])
+        (first,) = blocks_then_dense(W, C, A, [(C_IN, 2)])
+        (second,) = dense_then_taps(W, C, A, TAPS, [2])
         return np.array([_loss(W, _blocks(*first), C, A), _loss(W, _taps(*second), C, A)])
 
     default = losses()
-    monkeypatch.setattr(separable, "SWEEPS", 240)
-    monkeypatch.setattr(separable, "GAIN", 1e-6)
+    monkeypatch.setattr(descent, "SWEEPS", 240)
+    monkeypatch.setattr(descent, "GAIN", 1e-6)
     # 5 % of the error is 10 % of its square.
     assert np.all(default < 1.1 * losses())
 
@@ -127,7 +129,7 @@ def test_more_steps_gain_little(monkeypatch, problem, weighted):
 def test_a_scaled_identity_gives_the_fit_without_weights(problem):
     W, C, _ = problem
     for A in (np.eye(M), 3 * np.eye(M)):
-        ((Q, D),) = separable.dense_then_taps(W, C, A, TAPS, [2])
+        ((Q, D),) = dense_then_taps(W, C, A, TAPS, [2])
         loss = _loss(W, _taps(Q, D), C, np.eye(M))
         if A[0, 0] == 1:
             plain = loss
@@ -138,12 +140,12 @@ def test_a_scaled_identity_gives_the_fit_without_weights(problem):
 def test_ranks_come_in_the_order_asked_for_and_errors_fall_with_them(problem):
     W, C, A = problem
     ranks = [3, 1, 2, 1, 50]
-    depthwise = list(separable.blocks_then_dense(W, C, A, [(C_IN, rank) for rank in ranks]))
+    depthwise = list(blocks_then_dense(W, C, A, [(C_IN, rank) for rank in ranks]))
     assert [D.shape for D, _ in depthwise] == [(C_IN, min(rank, TAPS), TAPS) for rank in ranks]
     errors = [_loss(W, _blocks(D, P), C, A) for D, P in depthwise]
     assert errors[1] == errors[3] > errors[2] > errors[0] > 1e3 * errors[4]
 
-    pointwise = list(separable.dense_then_taps(W, C, A, TAPS, ranks))
+    pointwise = list(dense_then_taps(W, C, A, TAPS, ranks))
     assert [Q.shape for Q, _ in pointwise] == [(M, min(rank, TAPS), C_IN) for rank in ranks]
     errors = [_loss(W, _taps(Q, D), C, A) for Q, D in pointwise]
     assert errors[1] == errors[3] > errors[2] > errors[0] > 1e3 * errors[4]
@@ -152,7 +154,7 @@ def test_ranks_come_in_the_order_asked_for_and_errors_fall_with_them(problem):
 def test_merged_groups_are_no_worse(problem):
     W, C, A = problem
     pairs = [(8, 1), (4, 2), (2, 4), (1, 8)]
-    errors = [_loss(W, _blocks(*fit), C, A) for fit in separable.blocks_then_dense(W, C, A, pairs)]
+    errors = [_loss(W, _blocks(*fit), C, A) for fit in blocks_then_dense(W, C, A, pairs)]
     assert errors == sorted(errors, reverse=True)
 
 
@@ -161,19 +163,19 @@ def test_planted_factors_are_found(rng, problem, weighted):
     _, C, A = problem
     A = A if weighted else np.eye(M)
     W = _blocks(rng.standard_normal((C_IN, 2, TAPS)), rng.standard_normal((M, C_IN, 2)))
-    ((D, P),) = separable.blocks_then_dense(W, C, A, [(C_IN, 2)])
+    ((D, P),) = blocks_then_dense(W, C, A, [(C_IN, 2)])
     assert np.allclose(_blocks(D, P), W, atol=1e-6)
     W = _taps(rng.standard_normal((M, 2, C_IN)), rng.standard_normal((M, 2, TAPS)))
-    ((Q, D),) = separable.dense_then_taps(W, C, A, TAPS, [2])
+    ((Q, D),) = dense_then_taps(W, C, A, TAPS, [2])
     assert np.allclose(_taps(Q, D), W, atol=1e-6)
 
 
 def test_stages_have_equal_norms_and_fixed_signs(problem):
     W, C, A = problem
-    ((D, P),) = separable.blocks_then_dense(W, C, A, [(C_IN, 2)])
+    ((D, P),) = blocks_then_dense(W, C, A, [(C_IN, 2)])
     assert np.allclose(np.linalg.norm(D, axis=2), np.linalg.norm(P, axis=0))
     assert np.all(D.max(axis=2) == np.abs(D).max(axis=2))
-    ((Q, D),) = separable.dense_then_taps(W, C, A, TAPS, [2])
+    ((Q, D),) = dense_then_taps(W, C, A, TAPS, [2])
     assert np.allclose(np.linalg.norm(D, axis=2), np.linalg.norm(Q, axis=2))
     assert np.all(D.max(axis=2) == np.abs(D).max(axis=2))
 
@@ -184,16 +186,16 @@ def test_few_patches_and_dead_channels_leave_the_factors_bounded(rng, problem, p
     x = rng.standard_normal((patches, K))
     x[:, : 2 * TAPS] = 0.0
     C = linalg.ridged(x.T @ x)
-    (first,) = separable.blocks_then_dense(W, C, A, [(C_IN, 2)])
-    (second,) = separable.dense_then_taps(W, C, A, TAPS, [2])
+    (first,) = blocks_then_dense(W, C, A, [(C_IN, 2)])
+    (second,) = dense_then_taps(W, C, A, TAPS, [2])
     for one, other in (first, second):
         assert max(np.abs(one).max(), np.abs(other).max()) < 100
 
 
 def test_a_kernel_of_zeros_stays_one(problem):
     _, C, A = problem
-    (first,) = separable.blocks_then_dense(np.zeros((M, K)), C, A, [(C_IN, 2)])
-    (second,) = separable.dense_then_taps(np.zeros((M, K)), C, A, TAPS, [2])
+    (first,) = blocks_then_dense(np.zeros((M, K)), C, A, [(C_IN, 2)])
+    (second,) = dense_then_taps(np.zeros((M, K)), C, A, TAPS, [2])
     assert not np.any(_blocks(*first))
     assert not np.any(_taps(*second))
 

@@ -87,11 +87,12 @@ def outputs(model, batch):
 def test_the_demonstration_becomes_faster_within_its_budget(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "_ROUNDS", 2)
     out, path = tmp_path / "fast.onnx", tmp_path / "report.json"
+    data = np.load(MODELS / "digits_evaluation.npz")
     wide = [node.name for node in onnx.load(MODELS / "digits.onnx").graph.node if "stage3" in node.name]
     result = rewriter.optimize(
         MODELS / "digits.onnx",
         [{"image": np.load(MODELS / "digits_calibration.npz")["image"][:32]}],
-        MODELS / "digits_evaluation.npz",
+        [({"image": data["image"][:160]}, data["labels"][:160])],
         output=out,
         max_drift={"rel_l2": 0.1, "top1_drop": 1.0},
         passes=["channel_svd"],
@@ -102,7 +103,6 @@ def test_the_demonstration_becomes_faster_within_its_budget(tmp_path, monkeypatc
     assert result.report.latency.speedup > 1.2
     assert out.read_bytes() == result.model.SerializeToString()
     onnx.checker.check_model(onnx.load(out), full_check=True)
-    data = np.load(MODELS / "digits_evaluation.npz")
     before, after = (
         outputs(each.read_bytes(), {"image": data["image"]}) for each in (MODELS / "digits.onnx", out)
     )
@@ -111,7 +111,7 @@ def test_the_demonstration_becomes_faster_within_its_budget(tmp_path, monkeypatc
     assert np.linalg.norm(after - before) / np.linalg.norm(before) < 0.12
     written = json.loads(path.read_text())
     assert list(written) == KEYS
-    assert written["samples"]["choose"] + written["samples"]["final"] == 497
+    assert written["samples"]["choose"] + written["samples"]["final"] == 160
     assert [gate["measure"] for gate in written["gates"]] == ["rel_l2", "top1_drop"]
     assert all(gate["passed"] and gate["samples"] == written["samples"]["final"] for gate in written["gates"])
     assert {site["became"] for site in written["sites"]} == {None, "channel_svd"}
@@ -238,6 +238,20 @@ def test_a_deployed_batch_is_what_is_timed(network, samples):
     assert {site.in_shape[0] for site in found.report.sites} == {3}
     # costs stay those of one sample
     assert found.report.before.macs == fake_latency.macs(network.SerializeToString(), {"x": samples[:1]})
+
+
+def test_every_convolution_excluded_or_refused(network, samples):
+    names = ["stem", "one", "two", "down"]
+    found = optimize(network, samples, exclude=names)
+    assert not found.improved
+    assert [(each.node, each.reason) for each in found.report.refusals] == [
+        (name, "excluded by --exclude") for name in names
+    ]
+    assert found.report.sites == ()
+    text = "agraph (float[N,8,12,12] x) => (float[N,4,13,13] y) { [up] y = ConvTranspose(x, w) }"
+    alone = optimize(graphs.parse(text, w=np.ones((8, 4, 2, 2), np.float32)), samples)
+    assert not alone.improved
+    assert [each.node for each in alone.report.refusals] == ["up"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
