@@ -151,6 +151,11 @@ class Conv:
         places = prod(self.out_size(in_size))
         return Cost(places * int(self.weight.size), params, self.out_channels * places)
 
+    @property
+    def rounding(self) -> float:
+        """About the relative error that its lowering adds to float32's own."""
+        return self.lowering.rounding(self.kernel_shape) if isinstance(self.lowering, Winograd) else 0.0
+
     def with_(self, **changes: Any) -> Conv:
         """A copy with some fields changed."""
         return replace(self, **changes)
@@ -215,6 +220,16 @@ class Rewrite:
     def bias(self) -> Array | None:
         """The bias of the sum, `[M]`, or None."""
         return self.branches[0][-1].bias
+
+    @property
+    def direct(self) -> bool:
+        """Whether every stage is one Conv node."""
+        return all(isinstance(stage.lowering, Direct) for branch in self.branches for stage in branch)
+
+    @property
+    def rounding(self) -> float:
+        """About the relative error that the lowerings of its stages add to float32's own."""
+        return float(np.hypot.reduce([stage.rounding for branch in self.branches for stage in branch]))
 
     def with_bias(self, bias: Array | None) -> Rewrite:
         """The same rewrite with another bias."""

@@ -15,6 +15,7 @@ from rewriter.conv import (
     Grid,
     Ints,
     Metric,
+    Moments,
     Refusal,
     Rewrite,
     relative_error,
@@ -103,18 +104,8 @@ def _site(
     pool: ThreadPoolExecutor,
 ) -> Survey:
     """Every rewrite of one site, fitted to its inputs, one array a batch."""
-    identity = Rewrite(((site.conv,),))
-    candidates = [Candidate(site.name, None, (), skeleton(identity), identity.cost(size), 0.0)]
-    refusals = []
-    willing = []
-    for each in passes:
-        if reason := each.refuse(site.conv):
-            refusals.append(Refusal(site.name, each.name, reason))
-        elif ranks := each.ranks(site.conv, grid):
-            willing.append((each, ranks))
-        else:
-            reason = "no rank on the target's grid is cheaper than the original"
-            refusals.append(Refusal(site.name, each.name, reason))
+    before, willing, refusals = _offers(site, size, passes, grid)
+    candidates = [before]
     if not willing:
         return Survey(site, tuple(candidates), tuple(refusals), None, 0.0)
     positions = calibration.draw(site.conv, [batch.shape for batch in inputs], seed)
@@ -136,6 +127,71 @@ def _site(
     nearest, probe = min(fitted, key=lambda pair: _off(pair[0].error))
     candidates += [candidate for candidate, _ in fitted]
     return Survey(site, tuple(candidates), tuple(refusals), probe, nearest.error)
+
+
+def exact_survey(
+    sites: Sequence[Site], sizes: Mapping[str, Ints], passes: Sequence["Pass"], grid: Grid
+) -> list[Survey]:
+    """Every exact rewrite of every site; nothing is run, and the error is that of rounding.
+
+    Args:
+        sites: In the order of the graph.
+        sizes: The spatial size of each site's input as deployed, by site name.
+        passes: Exact ones.
+        grid: The target's grid of ranks.
+    """
+    surveys = []
+    for site in sites:
+        size = sizes[site.name]
+        before, willing, refusals = _offers(site, size, passes, grid)
+        candidates = [before]
+        for each, ranks in willing:
+            for rank, rewrite in zip(ranks, each.rewrites(site.conv, ranks, _unseen(site.conv)), strict=True):
+                error = rewrite.rounding**2
+                candidates.append(
+                    Candidate(site.name, each.name, rank, skeleton(rewrite), rewrite.cost(size), error)
+                )
+        surveys.append(Survey(site, tuple(candidates), tuple(refusals), None, 0.0))
+    return surveys
+
+
+def exact_rewrites(
+    chosen: Sequence[tuple[Site, Candidate]], passes: Sequence["Pass"]
+) -> list[tuple[Site, Rewrite]]:
+    """The chosen rewrites of exact passes, the kernels as they were."""
+    by_name = {each.name: each for each in passes}
+    done = []
+    for site, candidate in chosen:
+        assert candidate.pass_name is not None
+        each = by_name[candidate.pass_name]
+        (rewrite,) = each.rewrites(site.conv, [candidate.rank], _unseen(site.conv))
+        done.append((site, rewrite))
+    return done
+
+
+def _offers(
+    site: Site, size: Ints, passes: Sequence["Pass"], grid: Grid
+) -> tuple[Candidate, list[tuple["Pass", Sequence[Ints]]], list[Refusal]]:
+    """A site as it is, the passes that can take it with their ranks, and the refusals of the others."""
+    identity = Rewrite(((site.conv,),))
+    before = Candidate(site.name, None, (), skeleton(identity), identity.cost(size), 0.0)
+    refusals = []
+    willing = []
+    for each in passes:
+        if reason := each.refuse(site.conv):
+            refusals.append(Refusal(site.name, each.name, reason))
+        elif ranks := each.ranks(site.conv, grid):
+            willing.append((each, ranks))
+        else:
+            reason = "no rank on the target's grid is cheaper than the original"
+            refusals.append(Refusal(site.name, each.name, reason))
+    return before, willing, refusals
+
+
+def _unseen(conv: Conv) -> Metric:
+    """A metric of no patches, for passes that need none; it takes no memory."""
+    group, _, size = conv.matrix.shape
+    return Metric(Moments(np.broadcast_to(0.0, (group, size, size)), np.zeros((group, size)), 0))
 
 
 def _off(error: float) -> float:
@@ -190,7 +246,9 @@ def refit(
         inputs = rewritten.inputs()
         wanted = _with_shortcut(site, outputs, original, rewritten)
         conv, moments = _retarget(site.conv, inputs, wanted, seed)
-        (rewrite,) = by_name[candidate.pass_name].rewrites(conv, [candidate.rank], Metric(calibration.shrunk(moments.input)))
+        (rewrite,) = by_name[candidate.pass_name].rewrites(
+            conv, [candidate.rank], Metric(calibration.shrunk(moments.input))
+        )
         done.append((site, rewrite))
         original.provide(outputs)
         rewritten.provide(calibration.apply(rewrite, inputs, target))

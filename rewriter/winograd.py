@@ -51,6 +51,11 @@ class Winograd:
             return f"the kernel {conv.kernel_shape} is too large for tiles of {self.m} outputs"
         return None
 
+    def rounding(self, kernel_shape: Ints) -> float:
+        """The relative error of the output in float32."""
+        axes = self.axes
+        return toomcook.rounding(tuple(self.m[a] for a in axes), tuple(kernel_shape[a] for a in axes))
+
     def macs_and_activations(self, conv: Conv, in_size: Ints) -> tuple[int, int]:
         """Multiply-adds of one sample, transforms included, and the elements that their nodes write."""
         size, channels = list(in_size), conv.in_channels
@@ -66,7 +71,8 @@ class Winograd:
             activations += 2 * channels * prod(size)
         products = prod(self.products(conv.kernel_shape))
         outputs = conv.out_channels * prod(
-            out if m == 1 else tiles for out, tiles, m in zip(conv.out_size(in_size), size, self.m, strict=True)
+            out if m == 1 else tiles
+            for out, tiles, m in zip(conv.out_size(in_size), size, self.m, strict=True)
         )
         macs += products * outputs * conv.weight.shape[1] * prod(self.own_taps(conv.kernel_shape))
         macs += prod(self.m) * products * outputs

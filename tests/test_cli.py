@@ -59,6 +59,7 @@ def test_defaults(optimize, run):
     assert optimize.arguments == (Path("in.onnx"), "samples.npz", None)
     assert optimize.options == {
         "output": Path("out.onnx"),
+        "exact": False,
         "max_drift": None,
         "passes": None,
         "exclude": (),
@@ -87,6 +88,7 @@ def test_every_option(optimize, run):
     assert optimize.arguments == (Path("in.onnx"), "samples.npz", "data.py:feeds")
     assert optimize.options == {
         "output": Path("out.onnx"),
+        "exact": False,
         "max_drift": {"noise_db": -40.0, "a=b/my.py:worst": 0.01},
         "passes": ("spatial_svd", "tucker2"),
         "exclude": ("stem", "head,1"),

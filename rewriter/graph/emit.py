@@ -50,7 +50,9 @@ def emit(rewrite: Rewrite, name: str, given: str, output: str, names: Names, ops
             last = stage is branch[-1] and not several
             target = output if last else names.new(f"{node_name}_output")
             weights = _weights(stage, node_name, names)
-            lowered = _lowered(stage, node_name, [tensor, *(weight.name for weight in weights)], target, names)
+            lowered = _lowered(
+                stage, node_name, [tensor, *(weight.name for weight in weights)], target, names
+            )
             nodes += lowered.nodes
             initializers += [*weights, *lowered.initializers]
             tensor = target
@@ -111,5 +113,7 @@ def _lowered(stage: Conv, name: str, inputs: Sequence[str], output: str, names: 
         )
         for node in lowered.nodes
     )
-    constants = [onnx.numpy_helper.from_array(array, known[local]) for local, array in lowered.constants.items()]
+    constants = [
+        onnx.numpy_helper.from_array(array, known[local]) for local, array in lowered.constants.items()
+    ]
     return Emitted(nodes, tuple(constants))
