@@ -2,8 +2,8 @@
 
     Conv  ->  Bᵀ as depthwise convolutions, G W Gᵀ as one grouped convolution, Aᵀ as a matrix product
 
-Exact up to rounding, so it needs no samples; whether it is faster depends on the shape and the target, and measured
-latency decides. Winograd 1980, as in Lavin and Gray 2016, arXiv 1509.09308.
+Exact up to rounding, so it needs no samples; whether it is faster depends on the shape and the target, and
+measured latency decides. Winograd 1980, as in Lavin and Gray 2016, arXiv 1509.09308.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class WinogradTiles:
         inputs, outputs = conv.weight.shape[1], conv.out_channels // conv.group
         if conv.depthwise:
             return "it is depthwise: there are no sums over channels to save products of"
+        if conv.taps == 1:
+            return "it is pointwise: one tap leaves nothing to transform"
         if inputs % BLOCK or outputs % BLOCK or min(inputs, outputs) < FEWEST:
             return (
                 f"each group takes {inputs} channels and gives {outputs}; "
@@ -63,7 +65,7 @@ class WinogradTiles:
 
 
 def _tiles(conv: Conv) -> list[Rank]:
-    """The tiles that a kernel can take and that need fewer multiply-adds; one output along an axis with one tap."""
+    """The tiles that need fewer multiply-adds than the kernel itself; one output along an axis with one tap."""
     shapes = (
         tuple(1 if taps == 1 else m for m, taps in zip(tile, conv.kernel_shape, strict=False))
         for tile in TILES

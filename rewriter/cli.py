@@ -183,7 +183,7 @@ def _listed(_: click.Context, __: click.Parameter, text: str | None) -> tuple[st
 @click.option(
     "--exact",
     is_flag=True,
-    help="Only rewrites that compute the same up to rounding; random inputs judge where no samples are given.",
+    help="Only rewrites that compute the same up to rounding; without samples, random inputs judge.",
 )
 @click.option(
     "--passes",

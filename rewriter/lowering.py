@@ -1,12 +1,12 @@
 """How one convolution becomes nodes: as one Conv, or by Winograd's transforms.
 
     rows          a depthwise convolutions, one a row of Bᵀ, stride m, along each transformed axis
-    product       one grouped convolution: for each of the a·a products a pointwise one (or, along an axis that is
-                  not transformed, the kernel's own taps), weights G W Gᵀ
+    product       one grouped convolution: for each of the a·a products a pointwise one (along an axis that is not
+                  transformed, with the kernel's own taps), weights G W Gᵀ
     output        reshape, Aᵀ from the left, and the m·m outputs of a tile put in their places
 
-The depthwise and the grouped convolutions run in ONNX Runtime's blocked layout. The weight stays as it was: its
-transform is written as nodes on a constant, which ONNX Runtime computes once, when it loads the model.
+The depthwise and the grouped convolutions run in ONNX Runtime's blocked layout. The weight stays as it was:
+its transform is written as nodes on a constant, which ONNX Runtime computes once, when it loads the model.
 """
 
 from __future__ import annotations
@@ -171,9 +171,9 @@ def _bias(build: _Builder, sizes: tuple[int, ...]) -> str:
 def _outputs(build: _Builder, conv: Conv, lowering: Winograd) -> None:
     """Aᵀ from the left, and the outputs of every tile put in their places.
 
-    With `[N, m·m, M·th·tw]` the outputs within a tile are the slowest index and the tiles the fastest; two transposes
-    with long runs bring the columns of a tile, then its rows, to their places. ONNX Runtime computes what depends on
-    the input's size once where that is known.
+    With `[N, m·m, M·th·tw]` the outputs within a tile are the slowest index and the tiles the fastest; two
+    transposes with long runs bring the columns of a tile, then its rows, to their places. ONNX Runtime computes
+    what depends on the input's size once where that is known.
     """
     axes, m = lowering.axes, lowering.m
     matrices = [transforms(m[axis], conv.kernel_shape[axis]).output for axis in axes]

@@ -79,14 +79,14 @@ def optimize(
         model: A path, the bytes of a file, or an `onnx.ModelProto`.
         calibration: Inputs such as the model will see, without labels: a path to an `.npz` keyed by input name, a
             `script.py:function` that yields feeds, an iterable of feeds (dicts of arrays, batch first), or a
-            callable that returns one. A few hundred are enough. With `exact` none are needed.
+            callable that returns one. A few hundred are enough. None are needed where `exact`.
         evaluation: More of them, where there are any with targets: half guide the choice, half have the final
             word. Without it the calibration samples are split for all three.
         output: Where to write the model; only written if it is faster and within budget.
         max_drift: The most of each measure that is allowed, by name (see `rewriter.drift`); all must hold.
             Default: `{"rel_l2": 0.05}`, with `exact` `{"rel_l2": 1e-5}`.
-        exact: Only rewrites that compute the same up to rounding. Nothing is fitted; without samples, random inputs
-            judge.
+        exact: Only rewrites that compute the same up to rounding. Nothing is fitted; without samples, random
+            inputs judge.
         passes: Names of the passes to try; all where None.
         exclude: Names of nodes to leave alone.
         provider: The execution provider that the model will run on.

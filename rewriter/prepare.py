@@ -94,11 +94,12 @@ def random_samples(model: Model, shapes: Mapping[str, Ints], seed: int) -> tuple
     def value(spec: InputSpec) -> npt.NDArray[Any]:
         # a sample is one row; only what the model fixes is more
         given = shapes.get(spec.name, spec.shape)
-        shape = (spec.fixed_batch or 1, *given[1:]) if given else ()
-        if not all(isinstance(size, int) for size in shape):
-            takes = ",".join("?" if size is None else str(size) for size in shape)
+        shape = tuple(size for size in (spec.fixed_batch or 1, *given[1:]) if isinstance(size, int))
+        if len(shape) < len(given):
+            takes = ",".join("?" if size is None else str(size) for size in (1, *given[1:]))
             raise OptionError(
-                f"input '{spec.name}' has dynamic sizes; give them, as in --shape {spec.name}:{takes}, or samples"
+                f"input '{spec.name}' has dynamic sizes; "
+                f"give them, as in --shape {spec.name}:{takes}, or samples"
             )
         if spec.dtype.kind == "f":
             return rng.standard_normal(shape).astype(spec.dtype)
