@@ -7,6 +7,7 @@ from passes.grouped_pointwise import GroupedPointwise
 from passes.pointwise_depthwise import PointwiseDepthwise
 from passes.spatial_svd import SpatialSVD
 from passes.tucker2 import Tucker2
+from passes.winograd import WinogradTiles
 
 PASSES: tuple[Pass, ...] = (
     DepthwisePointwise(),
@@ -15,4 +16,5 @@ PASSES: tuple[Pass, ...] = (
     ChannelSVD(),
     SpatialSVD(),
     Tucker2(),
+    WinogradTiles(),
 )

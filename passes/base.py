@@ -16,9 +16,14 @@ class Pass(Protocol):
     Passes are frozen dataclasses whose fields are their options; none subclasses another. `rank` is each
     pass's own knob, a tuple of ints whose meaning its docstring states; the error falls as any component
     grows.
+
+    Attributes:
+        name: The structure that a convolution becomes.
+        exact: Whether every rewrite computes the same, up to rounding: it needs no samples and no budget.
     """
 
     name: ClassVar[str]
+    exact: ClassVar[bool]
 
     def refuse(self, conv: Conv) -> str | None:
         """Why this convolution cannot take this form, or None."""

@@ -27,6 +27,7 @@ class ChannelSVD:
     """Rank (r,): the channels between the stages, for each group of the original."""
 
     name: ClassVar[str] = "channel_svd"
+    exact: ClassVar[bool] = False
 
     def refuse(self, conv: Conv) -> str | None:
         """A depthwise convolution, or one that even rank 1 makes no cheaper."""

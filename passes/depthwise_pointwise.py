@@ -35,6 +35,7 @@ class DepthwisePointwise:
     """Rank (r,): the branches."""
 
     name: ClassVar[str] = "depthwise_pointwise"
+    exact: ClassVar[bool] = False
 
     def refuse(self, conv: Conv) -> str | None:
         """A depthwise or pointwise convolution, or one with too few channels."""

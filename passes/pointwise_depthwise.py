@@ -35,6 +35,7 @@ class PointwiseDepthwise:
     """Rank (r,): the branches."""
 
     name: ClassVar[str] = "pointwise_depthwise"
+    exact: ClassVar[bool] = False
 
     def refuse(self, conv: Conv) -> str | None:
         """A depthwise or pointwise one, one with few channels, or one whose strides make this form dearer."""

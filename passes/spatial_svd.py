@@ -36,6 +36,7 @@ class SpatialSVD:
     """
 
     name: ClassVar[str] = "spatial_svd"
+    exact: ClassVar[bool] = False
 
     sweeps: int = 2
 

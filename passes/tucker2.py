@@ -36,6 +36,7 @@ class Tucker2:
     """
 
     name: ClassVar[str] = "tucker2"
+    exact: ClassVar[bool] = False
 
     sweeps: int = 2
 

@@ -165,7 +165,7 @@ def moments(conv: Conv, inputs: Sequence[Array], positions: Positions) -> Moment
 
 
 def shrunk(moments: Moments) -> Moments:
-    """The moments with their covariance shrunk towards its diagonal where the patches are few.
+    """The moments with their covariance, in place, shrunk towards its diagonal where the patches are few.
 
     Below some six patches a value a fit to the raw covariance begins to fit its noise; a fifth of the
     diagonal is the most that helped (measured).
@@ -174,10 +174,12 @@ def shrunk(moments: Moments) -> Moments:
     share = _MOST_SHRINKAGE * max(0.0, 1.0 - patches_a_value / _ENOUGH_PATCHES)
     if share == 0.0:
         return moments
-    kept = (1.0 - share) * moments.covariance
-    for block, whole in zip(kept, moments.covariance, strict=True):
-        block[np.diag_indices_from(block)] = np.diagonal(whole)
-    return Moments(kept, moments.mean, moments.count)
+    shrunk = moments.covariance
+    for block in shrunk:
+        diagonal = np.diagonal(block).copy()
+        block *= 1.0 - share
+        block[np.diag_indices_from(block)] = diagonal
+    return Moments(shrunk, moments.mean, moments.count)
 
 
 def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, positions: Positions) -> Joint:
@@ -207,8 +209,7 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
         count += x.shape[1]
     mean, wanted_mean = total / count, wanted_total / count
     for g in range(group):
-        lower = np.tril(second[g], -1)
-        second[g] = np.tril(second[g]) + lower.T
+        second[g] += np.tril(second[g], -1).T
         second[g] /= count
         second[g] -= np.outer(mean[g], mean[g])
         cross[g] /= count

@@ -30,6 +30,7 @@ FAILED, MISUSED, UNMET, INTERRUPTED = 1, 2, 3, 130
 _EPILOG = """\
 \b
 Examples:
+  rewriter optimize model.onnx -o fast.onnx --exact
   rewriter optimize model.onnx -o fast.onnx --calibration samples.npz
   rewriter optimize model.onnx -o fast.onnx --calibration data.py:calibration \\
       --evaluation data.py:evaluation --max-drift top1_drop=1 --threads 1
@@ -155,7 +156,8 @@ def _listed(_: click.Context, __: click.Parameter, text: str | None) -> tuple[st
 @click.option(
     "--calibration",
     metavar="SRC",
-    help="Samples to fit to: an .npz keyed by input name, or script.py:function that yields dicts of arrays.",
+    help="Samples to fit to: an .npz keyed by input name, or script.py:function that yields dicts of arrays. "
+    "Needed unless --exact.",
 )
 @click.option(
     "--evaluation",
@@ -170,7 +172,12 @@ def _listed(_: click.Context, __: click.Parameter, text: str | None) -> tuple[st
     callback=_once,
     help="A budget: the most that a measure of drift may come to. Measures: rel_l2, max_abs, noise_db, "
     "cosine_distance, kl, top1_flips (per cent); with labels top1_drop, top5_drop (points), psnr_drop_db; or "
-    "your own as file.py:function. Repeatable.  [default: rel_l2=0.05]",
+    "your own as file.py:function. Repeatable.  [default: rel_l2=0.05, with --exact rel_l2=1e-5]",
+)
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Only rewrites that compute the same up to rounding; without samples, random inputs judge.",
 )
 @click.option(
     "--passes",

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rewriter import linalg
+from rewriter.winograd import Winograd
 
 Array = npt.NDArray[np.floating[Any]]
 Ints = tuple[int, ...]
@@ -35,6 +36,14 @@ def _frozen(array: Array) -> Array:
     return view
 
 
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """As one Conv node."""
+
+
+Lowering = Direct | Winograd
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Conv:
     """One convolution with explicit pads, over any number of spatial axes.
@@ -46,9 +55,10 @@ class Conv:
         pads: all begins, then all ends, as ONNX writes them; never negative.
         dilations: one a spatial axis.
         group: how many groups the channels are cut into.
+        lowering: how it is written as nodes; what it computes is the same, up to rounding.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: shapes that do not belong together, or a lowering that it cannot take.
     """
 
     weight: Array
@@ -57,6 +67,7 @@ class Conv:
     pads: Ints = ()
     dilations: Ints = ()
     group: int = 1
+    lowering: Lowering = Direct()
 
     def __post_init__(self) -> None:
         axes = self.weight.ndim - 2
@@ -78,6 +89,8 @@ class Conv:
             raise ValueError(f"{self.weight.shape[0]} output channels do not divide into {self.group} groups")
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
             raise ValueError(f"bias {self.bias.shape} does not go with weight {self.weight.shape}")
+        if isinstance(self.lowering, Winograd) and (reason := self.lowering.refuse(self)):
+            raise ValueError(reason)
 
     @property
     def out_channels(self) -> int:
@@ -126,8 +139,25 @@ class Conv:
         )
 
     def macs(self, in_size: Ints) -> int:
-        """Multiply-adds of one sample: outputs times C/group times taps; the bias is not counted."""
-        return prod(self.out_size(in_size)) * int(self.weight.size)
+        """Multiply-adds of one sample, as it is lowered; the bias is not counted."""
+        return self.cost(in_size).macs
+
+    def cost(self, in_size: Ints) -> Cost:
+        """The cost of one sample of spatial size `in_size`, as it is lowered.
+
+        Directly it takes outputs times C/group times taps multiply-adds.
+        """
+        params = int(self.weight.size + (0 if self.bias is None else self.bias.size))
+        if isinstance(self.lowering, Winograd):
+            macs, activations = self.lowering.macs_and_activations(self, in_size)
+            return Cost(macs, params, activations)
+        places = prod(self.out_size(in_size))
+        return Cost(places * int(self.weight.size), params, self.out_channels * places)
+
+    @property
+    def rounding(self) -> float:
+        """About the relative error that its lowering adds to float32's own."""
+        return self.lowering.rounding(self.kernel_shape) if isinstance(self.lowering, Winograd) else 0.0
 
     def with_(self, **changes: Any) -> Conv:
         """A copy with some fields changed."""
@@ -194,6 +224,16 @@ class Rewrite:
         """The bias of the sum, `[M]`, or None."""
         return self.branches[0][-1].bias
 
+    @property
+    def direct(self) -> bool:
+        """Whether every stage is one Conv node."""
+        return all(isinstance(stage.lowering, Direct) for branch in self.branches for stage in branch)
+
+    @property
+    def rounding(self) -> float:
+        """About the relative error that the lowerings of its stages add to float32's own."""
+        return float(np.hypot.reduce([stage.rounding for branch in self.branches for stage in branch]))
+
     def with_bias(self, bias: Array | None) -> Rewrite:
         """The same rewrite with another bias."""
         first = (*self.branches[0][:-1], self.branches[0][-1].with_(bias=bias))
@@ -243,10 +283,8 @@ class Rewrite:
         for branch in self.branches:
             size = in_size
             for stage in branch:
-                params = stage.weight.size + (0 if stage.bias is None else stage.bias.size)
-                macs = stage.macs(size)
+                total += stage.cost(size)
                 size = stage.out_size(size)
-                total += Cost(macs, int(params), stage.out_channels * prod(size))
         sums = (len(self.branches) - 1) * self.branches[0][-1].out_channels * prod(self.out_size(in_size))
         return total + Cost(activations=sums)
 

@@ -110,18 +110,8 @@ def _site(
     pool: ThreadPoolExecutor,
 ) -> Survey:
     """Every rewrite of one site, fitted to its inputs, one array a batch."""
-    identity = Rewrite(((site.conv,),))
-    candidates = [Candidate(site.name, None, (), skeleton(identity), identity.cost(size), 0.0)]
-    refusals = []
-    willing = []
-    for each in passes:
-        if reason := each.refuse(site.conv):
-            refusals.append(Refusal(site.name, each.name, reason))
-        elif ranks := each.ranks(site.conv, grid):
-            willing.append((each, ranks))
-        else:
-            reason = "no rank on the target's grid is cheaper than the original"
-            refusals.append(Refusal(site.name, each.name, reason))
+    before, willing, refusals = _offers(site, size, passes, grid)
+    candidates = [before]
     if not willing:
         return Survey(site, tuple(candidates), tuple(refusals), None, 0.0)
     positions = calibration.draw(site.conv, [batch.shape for batch in inputs], seed)
@@ -151,6 +141,71 @@ def _site(
         if nearest is not None and (probe is None or _off(error) < _off(probe_error)):
             probe, probe_error = nearest, error
     return Survey(site, tuple(candidates), tuple(refusals), probe, probe_error)
+
+
+def exact_survey(
+    sites: Sequence[Site], sizes: Mapping[str, Ints], passes: Sequence["Pass"], grid: Grid
+) -> list[Survey]:
+    """Every exact rewrite of every site; nothing is run, and the error is that of rounding.
+
+    Args:
+        sites: In the order of the graph.
+        sizes: The spatial size of each site's input as deployed, by site name.
+        passes: Exact ones.
+        grid: The target's grid of ranks.
+    """
+    surveys = []
+    for site in sites:
+        size = sizes[site.name]
+        before, willing, refusals = _offers(site, size, passes, grid)
+        candidates = [before]
+        for each, ranks in willing:
+            for rank, rewrite in zip(ranks, each.rewrites(site.conv, ranks, _unseen(site.conv)), strict=True):
+                error = rewrite.rounding**2
+                candidates.append(
+                    Candidate(site.name, each.name, rank, skeleton(rewrite), rewrite.cost(size), error)
+                )
+        surveys.append(Survey(site, tuple(candidates), tuple(refusals), None, 0.0))
+    return surveys
+
+
+def exact_rewrites(
+    chosen: Sequence[tuple[Site, Candidate]], passes: Sequence["Pass"]
+) -> list[tuple[Site, Rewrite]]:
+    """The chosen rewrites of exact passes, the kernels as they were."""
+    by_name = {each.name: each for each in passes}
+    done = []
+    for site, candidate in chosen:
+        assert candidate.pass_name is not None
+        each = by_name[candidate.pass_name]
+        (rewrite,) = each.rewrites(site.conv, [candidate.rank], _unseen(site.conv))
+        done.append((site, rewrite))
+    return done
+
+
+def _offers(
+    site: Site, size: Ints, passes: Sequence["Pass"], grid: Grid
+) -> tuple[Candidate, list[tuple["Pass", Sequence[Ints]]], list[Refusal]]:
+    """A site as it is, the passes that can take it with their ranks, and the refusals of the others."""
+    identity = Rewrite(((site.conv,),))
+    before = Candidate(site.name, None, (), skeleton(identity), identity.cost(size), 0.0)
+    refusals = []
+    willing = []
+    for each in passes:
+        if reason := each.refuse(site.conv):
+            refusals.append(Refusal(site.name, each.name, reason))
+        elif ranks := each.ranks(site.conv, grid):
+            willing.append((each, ranks))
+        else:
+            reason = "no rank on the target's grid is cheaper than the original"
+            refusals.append(Refusal(site.name, each.name, reason))
+    return before, willing, refusals
+
+
+def _unseen(conv: Conv) -> Metric:
+    """A metric of no patches, for passes that need none; it takes no memory."""
+    group, _, size = conv.matrix.shape
+    return Metric(Moments(np.broadcast_to(0.0, (group, size, size)), np.zeros((group, size)), 0))
 
 
 def _off(error: float) -> float:

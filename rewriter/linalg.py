@@ -27,7 +27,8 @@ def ridged(matrix: Array) -> Array:
     trace would give no ridge at all. An all-zero matrix becomes a tiny identity.
     """
     out = np.array(matrix, np.float64)
-    out = (out + out.T) / 2
+    out += out.T
+    out /= 2
     mean = float(np.trace(out)) / len(out)
     diagonal = np.diag_indices_from(out)
     ridge = RIDGE * mean if mean > 0.0 else np.finfo(np.float64).tiny ** 0.5

@@ -25,6 +25,7 @@ from rewriter.verdict import final_word
 Progress = Callable[[str, int, int], None]
 
 DEFAULT_MAX_DRIFT: Mapping[str, float] = {"rel_l2": 0.05}
+EXACT_MAX_DRIFT: Mapping[str, float] = {"rel_l2": 1e-5}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,10 +45,11 @@ class Result:
 
 def optimize(
     model: graph.Source,
-    calibration: Source | None,
+    calibration: Source | None = None,
     evaluation: Source | None = None,
     *,
     output: str | Path | None = None,
+    exact: bool = False,
     max_drift: Mapping[str, float] | None = None,
     passes: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
@@ -69,12 +71,14 @@ def optimize(
         model: A path, the bytes of a file, or an `onnx.ModelProto`.
         calibration: Inputs such as the model will see, without labels: a path to an `.npz` keyed by input
             name, a `script.py:function` that yields feeds, an iterable of feeds (dicts of arrays, batch
-            first), or a callable that returns one. A few hundred are enough.
+            first), or a callable that returns one. A few hundred are enough; none are needed with `exact`.
         evaluation: More of them, where there are any with targets: half guide the choice, half have the final
             word. Without it the calibration samples are split for all three.
         output: Where to write the model; only written if it is faster and within budget.
         max_drift: The most of each measure that is allowed, by name (see `rewriter.drift`); all must hold.
-            Default: `{"rel_l2": 0.05}`.
+            Default: `{"rel_l2": 0.05}`, with `exact` `{"rel_l2": 1e-5}`.
+        exact: Only rewrites that compute the same up to rounding. Nothing is fitted; without samples, random
+            inputs judge.
         passes: Names of the passes to try; all where None.
         exclude: Names of nodes to leave alone.
         provider: The execution provider that the model will run on.
@@ -100,10 +104,12 @@ def optimize(
     progress = progress or (lambda stage, done, total: None)
     target = Target(provider, threads)
     runtime.check_provider(provider)
-    chosen_passes = prepare.named_passes(passes)
-    budgets = dict(max_drift or DEFAULT_MAX_DRIFT)
-    if calibration is None:
-        raise SampleError("no samples were given; --calibration takes an .npz or script.py:function")
+    chosen_passes = prepare.named_passes(passes, exact)
+    budgets = dict(max_drift or (EXACT_MAX_DRIFT if exact else DEFAULT_MAX_DRIFT))
+    if calibration is None and not (exact and evaluation is None):
+        raise SampleError(
+            "no samples were given; --calibration takes an .npz or script.py:function, and --exact needs none"
+        )
     original = graph.load(model)
     if output is not None:
         for source in (original.path, calibration, evaluation):
@@ -114,7 +120,10 @@ def optimize(
             raise OutputError(f"report '{path}' is the output; choose another name")
     base = graph.unpin(original)
     sites, refusals = prepare.choose_sites(base, exclude)
-    fit, choosing, final = prepare.split_samples(original, calibration, evaluation, seed)
+    if calibration is None:
+        fit, choosing, final = prepare.random_samples(original, shapes or {}, seed)
+    else:
+        fit, choosing, final = prepare.split_samples(original, calibration, evaluation, seed)
     feeds = prepare.deployed_feeds(original, fit, batch, shapes or {})
     judge = Judge(original, budgets, choosing, final, seed)
 
@@ -123,11 +132,15 @@ def optimize(
     calm = Target(spinning=False)
     in_shapes, live_bytes = prepare.scout(base, sites, feeds, calm)
     sizes = {name: shape[2:] for name, shape in in_shapes.items()}
-    batches = prepare.fitting_batches(fit, live_bytes // batch, seed)
+    batches = [] if exact else prepare.fitting_batches(fit, live_bytes // batch, seed)
     grid = Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)))
-    surveys = fitting.survey(base, sites, sizes, chosen_passes, grid, batches, seed, calm, progress)
+    if exact:
+        surveys = fitting.exact_survey(sites, sizes, chosen_passes, grid)
+    else:
+        surveys = fitting.survey(base, sites, sizes, chosen_passes, grid, batches, seed, calm, progress)
     timed = table.measure([(each.site, each.candidates) for each in surveys], in_shapes, target, progress)
-    cares = sensitivities(base, surveys, batches, calm, progress)
+    # rounding at a site is taken to come out as it is
+    cares = dict.fromkeys(sizes, 1.0) if exact else sensitivities(base, surveys, batches, calm, progress)
     offers = [
         [
             replace(candidate, drift=cares.get(candidate.site, 0.0) * candidate.error)
@@ -140,6 +153,8 @@ def optimize(
 
     def build(plan: Plan) -> Rewrites:
         chosen = [(by_name[candidate.site], candidate) for candidate in plan.rewritten]
+        if exact:
+            return fitting.exact_rewrites(chosen, chosen_passes)
         return fitting.refit(base, chosen, chosen_passes, batches, seed, calm, progress)
 
     def usage(rewrites: Rewrites) -> float:
@@ -182,6 +197,7 @@ def optimize(
         warnings=ending.warnings,
         environment=runtime.versions(),
         settings={
+            "exact": exact,
             "max-drift": budgets,
             "passes": [each.name for each in chosen_passes],
             "exclude": list(exclude),

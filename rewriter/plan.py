@@ -60,17 +60,23 @@ class Plan:
 def undominated(candidates: Sequence[Candidate], slack: float = 1.0) -> list[Candidate]:
     """Drops every candidate that another beats: no more error and, times `slack`, no more multiply-adds.
 
-    A slack above 1 keeps forms whose multiply-adds mislead about their time.
+    A slack above 1 keeps forms whose multiply-adds mislead about their time. Those of transformed convolutions
+    say too little to beat anything, or to be beaten, by them.
     """
+    plain = [candidate for candidate in candidates if candidate.skeleton.direct]
 
     def beaten(candidate: Candidate) -> bool:
         return any(
             other.error <= candidate.error and other.cost.macs * slack <= candidate.cost.macs
-            for other in candidates
+            for other in plain
             if other is not candidate
         )
 
-    return [candidate for candidate in candidates if candidate.pass_name is None or not beaten(candidate)]
+    return [
+        candidate
+        for candidate in candidates
+        if candidate.pass_name is None or not candidate.skeleton.direct or not beaten(candidate)
+    ]
 
 
 def choose(sites: Sequence[Sequence[Candidate]], limit: float) -> Plan:

@@ -1,9 +1,10 @@
 """Options, files and samples -> what a run needs, or one line that says what is wrong with them."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 import passes as catalogue
 from rewriter import calibration as calibrate
@@ -12,7 +13,7 @@ from rewriter.conv import Ints, Refusal, Rewrite
 from rewriter.errors import ModelError, OptionError
 from rewriter.graph import Model, Site
 from rewriter.runtime import Target
-from rewriter.samples import Feeds, Samples, Source, load, split
+from rewriter.samples import Feeds, InputSpec, Samples, Source, load, split
 
 if TYPE_CHECKING:
     from passes.base import Pass
@@ -24,18 +25,24 @@ _SPLIT = (0.6, 0.2, 0.2)
 _MOST_FITTED = 512
 _LIVE_BYTES = 1 << 30
 
+# Samples of random values to choose and to judge by: rounding is much the same on all of them.
+_DRAWN = 4
 
-def named_passes(names: Sequence[str] | None) -> tuple["Pass", ...]:
-    """The passes of these names in the catalogue's order, all of them for None.
+
+def named_passes(names: Sequence[str] | None, exact: bool = False) -> tuple["Pass", ...]:
+    """The passes of those names, all where None, only exact ones where asked for.
 
     Raises:
-        OptionError: There is no pass of a name.
+        OptionError: There is no such pass, or it is not exact.
     """
     known = {each.name: each for each in catalogue.PASSES}
     for name in names or ():
         if name not in known:
             raise OptionError(f"unknown pass '{name}'; known are {', '.join(known)}")
-    return tuple(known[name] for name in known if names is None or name in names)
+        if exact and not known[name].exact:
+            raise OptionError(f"--passes {name}: it is not exact; leave it or --exact out")
+    wanted = known if names is None else names
+    return tuple(each for name, each in known.items() if name in wanted and (each.exact or not exact))
 
 
 def choose_sites(model: Model, exclude: Sequence[str]) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:
@@ -73,6 +80,37 @@ def split_samples(
         load(evaluation, model.inputs, what="evaluation"), (1, 1), seed, what="evaluation"
     )
     return given, choosing, final
+
+
+def random_samples(model: Model, shapes: Mapping[str, Ints], seed: int) -> tuple[Samples, Samples, Samples]:
+    """Samples of normal values for timing, for choosing and for the final word, of the sizes to be fast at.
+
+    Integers are small counts, truth values toss a coin.
+
+    Raises:
+        OptionError: A size is dynamic and none is given, or an input has values of another kind.
+    """
+    rng = np.random.default_rng(seed)
+
+    def value(spec: InputSpec) -> npt.NDArray[Any]:
+        # a sample is one row; only what the model fixes is more
+        given = shapes.get(spec.name, spec.shape)
+        shape = tuple(size for size in (spec.fixed_batch or 1, *given[1:]) if isinstance(size, int))
+        if len(shape) < len(given):
+            takes = ",".join("?" if size is None else str(size) for size in (1, *given[1:]))
+            raise OptionError(
+                f"input '{spec.name}' has dynamic sizes; "
+                f"give them, as in --shape {spec.name}:{takes}, or samples"
+            )
+        if spec.dtype.kind == "f":
+            return rng.standard_normal(shape).astype(spec.dtype)
+        if spec.dtype.kind in "iub":
+            return rng.integers(0, 2, shape).astype(spec.dtype)
+        raise OptionError(f"input '{spec.name}' takes {spec.dtype}, which cannot be drawn; give samples")
+
+    drawn = [{spec.name: value(spec) for spec in model.inputs} for _ in range(2 * _DRAWN)]
+    samples = load(drawn, model.inputs, what="random")
+    return samples.subset([0]), samples.subset(range(_DRAWN)), samples.subset(range(_DRAWN, 2 * _DRAWN))
 
 
 def deployed_feeds(model: Model, samples: Samples, batch: int, shapes: Mapping[str, Ints]) -> Feeds:

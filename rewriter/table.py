@@ -110,4 +110,12 @@ def _structure(rewrite: Rewrite) -> Key:
 
 
 def _stage(conv: Conv) -> Key:
-    return (conv.weight.shape, conv.bias is None, conv.strides, conv.pads, conv.dilations, conv.group)
+    return (
+        conv.weight.shape,
+        conv.bias is None,
+        conv.strides,
+        conv.pads,
+        conv.dilations,
+        conv.group,
+        conv.lowering,
+    )

@@ -59,6 +59,7 @@ def test_defaults(optimize, run):
     assert optimize.arguments == (Path("in.onnx"), "samples.npz", None)
     assert optimize.options == {
         "output": Path("out.onnx"),
+        "exact": False,
         "max_drift": None,
         "passes": None,
         "exclude": (),
@@ -76,7 +77,7 @@ def test_defaults(optimize, run):
 def test_every_option(optimize, run):
     # fmt: off
     status, out, _ = run(
-        *BASIC, "--evaluation", "data.py:feeds", "--max-drift", "noise_db=-40",
+        *BASIC, "--evaluation", "data.py:feeds", "--max-drift", "noise_db=-40", "--exact",
         "--max-drift", "a=b/my.py:worst=1e-2", "--passes", "spatial_svd, tucker2",
         "--exclude", "stem", "--exclude", "head,1", "--provider", "cuda", "--threads", 3,
         "--batch", 8, "--shape", "input:0:1,3,32,32", "--shape", "mask:4", "--seed", 7,
@@ -87,6 +88,7 @@ def test_every_option(optimize, run):
     assert optimize.arguments == (Path("in.onnx"), "samples.npz", "data.py:feeds")
     assert optimize.options == {
         "output": Path("out.onnx"),
+        "exact": True,
         "max_drift": {"noise_db": -40.0, "a=b/my.py:worst": 0.01},
         "passes": ("spatial_svd", "tucker2"),
         "exclude": ("stem", "head,1"),

@@ -16,8 +16,8 @@ FILES = sorted(path for package in ("rewriter", "passes") for path in (ROOT / pa
 
 # A module imports from tiers above its own, or from its own as long as that makes no circle.
 TIERS = (
-    {"errors", "linalg"},
-    {"conv", "factor"},
+    {"errors", "linalg", "toomcook"},
+    {"conv", "factor", "winograd"},
     {"lowering", "samples"},
     {"graph", "runtime", "_worker"},
     {"_measures", "calibration", "drift", "latency"},
@@ -31,7 +31,7 @@ TIERS = (
 )
 TIER = {f"rewriter.{room}": index for index, rooms in enumerate(TIERS) for room in rooms}
 
-PASSES_KNOW = {"rewriter.conv", "rewriter.factor", "rewriter.linalg", "passes.base"}
+PASSES_KNOW = {"rewriter.conv", "rewriter.factor", "rewriter.linalg", "rewriter.winograd", "passes.base"}
 KNOW_PASSES = {"rewriter.optimize", "rewriter.prepare", "rewriter.inspect"}
 ONLY_ROOM = {
     "onnx": "rewriter.graph",

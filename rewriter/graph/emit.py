@@ -10,6 +10,7 @@ import onnx
 
 from rewriter.conv import Array, Conv, Rewrite
 from rewriter.graph.scope import Names
+from rewriter.lowering import BIAS, INPUT, OUTPUT, WEIGHT, lower
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,9 +50,11 @@ def emit(rewrite: Rewrite, name: str, given: str, output: str, names: Names, ops
             last = stage is branch[-1] and not several
             target = output if last else names.new(f"{node_name}_output")
             weights = _weights(stage, node_name, names)
-            inputs = [tensor, *(weight.name for weight in weights)]
-            nodes.append(_node(stage, node_name, inputs, target))
-            initializers += weights
+            lowered = _lowered(
+                stage, node_name, [tensor, *(weight.name for weight in weights)], target, names
+            )
+            nodes += lowered.nodes
+            initializers += [*weights, *lowered.initializers]
             tensor = target
         if index:
             node_name = names.new(f"{name}/add")
@@ -92,15 +95,25 @@ def _tensor(array: Array, name: str) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name)
 
 
-def _node(stage: Conv, name: str, inputs: Sequence[str], output: str) -> onnx.NodeProto:
-    return onnx.helper.make_node(
-        "Conv",
-        inputs,
-        [output],
-        name=name,
-        kernel_shape=stage.kernel_shape,
-        strides=stage.strides,
-        pads=stage.pads,
-        dilations=stage.dilations,
-        group=stage.group,
+def _lowered(stage: Conv, name: str, inputs: Sequence[str], output: str, names: Names) -> Emitted:
+    """The nodes of one stage; several of them are called after it and after what each does."""
+    lowered = lower(stage)
+    known = {INPUT: inputs[0], WEIGHT: inputs[1], OUTPUT: output, BIAS: inputs[-1]}
+    word = type(stage.lowering).__name__.lower()
+    for local in [*lowered.constants, *(node.output for node in lowered.nodes)]:
+        if local not in known:
+            known[local] = names.new(f"{name}/{word}/{local}")
+    nodes = tuple(
+        onnx.helper.make_node(
+            node.op_type,
+            [known[local] for local in node.inputs],
+            [known[node.output]],
+            name=name if len(lowered.nodes) == 1 else f"{name}/{word}/{node.output}",
+            **node.attributes,
+        )
+        for node in lowered.nodes
     )
+    constants = [
+        onnx.numpy_helper.from_array(array, known[local]) for local, array in lowered.constants.items()
+    ]
+    return Emitted(nodes, tuple(constants))

@@ -1,0 +1,214 @@
+"""How one convolution becomes nodes: as one Conv, or by Winograd's transforms.
+
+    rows          a depthwise convolutions, one a row of Bᵀ, stride m, along each transformed axis
+    product       one grouped convolution: for each of the a·a products a pointwise one (along an axis that is not
+                  transformed, with the kernel's own taps), weights G W Gᵀ
+    output        reshape, Aᵀ from the left, and the m·m outputs of a tile put in their places
+
+The depthwise and the grouped convolutions run in ONNX Runtime's blocked layout. The weight stays as it was:
+its transform is written as nodes on a constant, which ONNX Runtime computes once, when it loads the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rewriter.conv import Conv
+from rewriter.toomcook import UNIT, transforms, window
+from rewriter.winograd import Winograd
+
+WORDS = ("row", "column")
+
+INPUT, WEIGHT, BIAS, OUTPUT = "input", "weight", "bias", "output"
+"""Names in a `Lowered` of what its surroundings provide, and of what it gives."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One operator of ONNX.
+
+    Attributes:
+        op_type: The operator.
+        inputs: Names of other nodes' outputs, of constants, or of what the surroundings provide.
+        output: Name of its output.
+        attributes: By their names.
+    """
+
+    op_type: str
+    inputs: tuple[str, ...]
+    output: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lowered:
+    """Nodes in the order of computation, and the constants beside the weight and bias of the convolution."""
+
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, npt.NDArray[Any]]
+
+
+def lower(conv: Conv) -> Lowered:
+    """The nodes of a convolution, from `INPUT`, `WEIGHT` and maybe `BIAS` to `OUTPUT`."""
+    if isinstance(conv.lowering, Winograd):
+        return _winograd(conv, conv.lowering)
+    inputs = (INPUT, WEIGHT) if conv.bias is None else (INPUT, WEIGHT, BIAS)
+    return Lowered((Node("Conv", inputs, OUTPUT, attributes(conv)),), {})
+
+
+def attributes(conv: Conv) -> dict[str, Any]:
+    """The attributes of a Conv node."""
+    names = ("kernel_shape", "strides", "pads", "dilations", "group")
+    return {name: getattr(conv, name) for name in names}
+
+
+class _Builder:
+    """Collects nodes and constants."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.constants: dict[str, npt.NDArray[Any]] = {}
+
+    def node(self, op_type: str, output: str, *inputs: str, **attributes: Any) -> str:
+        self.nodes.append(Node(op_type, inputs, output, attributes))
+        return output
+
+    def floats(self, name: str, values: npt.NDArray[Any]) -> str:
+        return self._constant(name, np.asarray(values, np.float32))
+
+    def ints(self, name: str, *values: int) -> str:
+        return self._constant(name, np.array(values, np.int64))
+
+    def _constant(self, name: str, values: npt.NDArray[Any]) -> str:
+        self.constants[name] = values
+        return name
+
+
+def _winograd(conv: Conv, lowering: Winograd) -> Lowered:
+    build = _Builder()
+    products = _inputs(build, conv, lowering)
+    weights = [_weight(build, conv, lowering)]
+    if conv.bias is not None:
+        weights.append(_bias(build, lowering.products(conv.kernel_shape)))
+    build.node(
+        "Conv",
+        "products",
+        products,
+        *weights,
+        kernel_shape=lowering.own_taps(conv.kernel_shape),
+        strides=conv.strides,
+        pads=tuple(p if m == 1 else 0 for p, m in zip(conv.pads, lowering.m * 2, strict=True)),
+        dilations=conv.dilations,
+        group=prod(lowering.products(conv.kernel_shape)) * conv.group,
+    )
+    _outputs(build, conv, lowering)
+    return Lowered(tuple(build.nodes), build.constants)
+
+
+def _inputs(build: _Builder, conv: Conv, lowering: Winograd) -> str:
+    """Bᵀ along each transformed axis: `[N, a·a·C, th, tw]`, the products of the last axis outermost."""
+    tensor, channels = INPUT, conv.in_channels
+    for axis in lowering.axes:
+        m, word = lowering.m[axis], WORDS[axis]
+        matrix = transforms(m, conv.kernel_shape[axis]).input
+        # the tiles of m outputs may reach over the end; the pad is the same whatever the size
+        begin, end = conv.pads[axis], conv.pads[axis + 2] + m - 1
+        parts = []
+        for index, row in enumerate(matrix):
+            seen = window(row, begin, end)
+            taps = row[seen.taps].reshape(1, 1, -1, 1) if axis == 0 else row[seen.taps].reshape(1, 1, 1, -1)
+            kernel = build.floats(f"{word}{index}.weight", np.repeat(taps, channels, axis=0))
+            pads, strides, dilations = [0] * 4, [1, 1], [1, 1]
+            pads[axis], pads[axis + 2] = begin - seen.first, end - (len(row) - 1 - seen.last)
+            strides[axis], dilations[axis] = m, seen.dilation
+            parts.append(
+                build.node(
+                    "Conv",
+                    f"{word}{index}",
+                    tensor,
+                    kernel,
+                    kernel_shape=taps.shape[2:],
+                    strides=tuple(strides),
+                    pads=tuple(pads),
+                    dilations=tuple(dilations),
+                    group=channels,
+                )
+            )
+        tensor, channels = build.node("Concat", f"{word}s_transformed", *parts, axis=1), channels * len(parts)
+    return tensor
+
+
+def _weight(build: _Builder, conv: Conv, lowering: Winograd) -> str:
+    """G W Gᵀ as `[a·a·M, C/g, *taps of the axes that are not transformed]`."""
+    axes, taps = lowering.axes, conv.kernel_shape
+    matrices = [transforms(lowering.m[axis], taps[axis]).kernel for axis in axes]
+    whole = _kron(matrices[::-1])
+    # [y, x, m, c] or [y, m, c, x] or [x, m, c, y]: the transformed axes in front, the last outermost
+    order = [2 + axis for axis in reversed(axes)] + [0, 1] + [2 + axis for axis in (0, 1) if axis not in axes]
+    moved = build.node("Transpose", "weight_moved", WEIGHT, perm=order)
+    flat = build.node("Reshape", "weight_flat", moved, build.ints("weight_flat.shape", whole.shape[1], -1))
+    product = build.node("MatMul", "weight_product", build.floats("weight_transform", whole), flat)
+    shape = (len(whole) * conv.out_channels, conv.weight.shape[1], *lowering.own_taps(taps))
+    return build.node("Reshape", "kernels", product, build.ints("kernels.shape", *shape))
+
+
+def _bias(build: _Builder, sizes: tuple[int, ...]) -> str:
+    """The bias at the product of the points 1, whose coefficients in Aᵀ are ones: `[a·a·M]`."""
+    units = [np.arange(size) == (UNIT if size > 1 else 0) for size in reversed(sizes)]
+    unit = build.floats("bias_transform", _kron([each[:, None] for each in units]))
+    row = build.node("Reshape", "bias_row", BIAS, build.ints("bias_row.shape", 1, -1))
+    product = build.node("MatMul", "bias_product", unit, row)
+    return build.node("Reshape", "constants", product, build.ints("constants.shape", -1))
+
+
+def _outputs(build: _Builder, conv: Conv, lowering: Winograd) -> None:
+    """Aᵀ from the left, and the outputs of every tile put in their places.
+
+    With `[N, m·m, M·th·tw]` the outputs within a tile are the slowest index and the tiles the fastest; two
+    transposes with long runs bring the columns of a tile, then its rows, to their places. ONNX Runtime computes
+    what depends on the input's size once where that is known.
+    """
+    axes, m = lowering.axes, lowering.m
+    matrices = [transforms(m[axis], conv.kernel_shape[axis]).output for axis in axes]
+    # rows in the order [y, x], columns in that of the products: [x, y]
+    whole = _kron(matrices[::-1])
+    if len(axes) == 2:
+        rows = np.arange(len(whole)).reshape(m[1], m[0]).T.reshape(-1)
+        whole = whole[rows]
+    flat = build.node("Reshape", "flat", "products", build.ints("flat.shape", 0, whole.shape[1], -1))
+    tensor = build.node("MatMul", "tiles", build.floats("output_transform", whole), flat)
+    shape = build.node("Shape", "products_shape", "products")
+    width = build.node("Gather", "tiles_across", shape, build.ints("last", 3), axis=0)
+    if m[1] > 1:
+        tensor = build.node("Reshape", "columns", tensor, build.ints("columns.shape", 0, m[0], m[1], -1))
+        tensor = build.node("Transpose", "columns_placed", tensor, perm=(0, 1, 3, 2))
+        width = build.node("Mul", "width", width, build.ints("columns_of_a_tile", m[1]))
+    if m[0] > 1:
+        shape = build.node("Concat", "rows_shape", build.ints("rows.shape", 0, m[0], -1), width, axis=0)
+        tensor = build.node("Reshape", "rows", tensor, shape)
+        tensor = build.node("Transpose", "rows_placed", tensor, perm=(0, 2, 1, 3))
+    head = build.ints("whole.shape", 0, conv.out_channels, -1)
+    shape = build.node("Concat", "whole_shape", head, width, axis=0)
+    tensor = build.node("Reshape", "whole", tensor, shape)
+    _cut(build, conv, axes, tensor)
+
+
+def _cut(build: _Builder, conv: Conv, axes: tuple[int, ...], tensor: str) -> None:
+    """What the last tiles have beyond the output's size goes."""
+    places = build.ints("cut.axes", *(axis + 2 for axis in axes))
+    shape = build.node("Shape", "input_shape", INPUT)
+    sizes = build.node("Gather", "input_size", shape, places, axis=0)
+    growth = (conv.pads[axis] + conv.pads[axis + 2] - conv.kernel_shape[axis] + 1 for axis in axes)
+    ends = build.node("Add", "size", sizes, build.ints("growth", *growth))
+    build.node("Slice", OUTPUT, tensor, build.ints("cut.starts", *(0 for _ in axes)), ends, places)
+
+
+def _kron(matrices: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return reduce(np.kron, matrices)

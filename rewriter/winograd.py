@@ -1,0 +1,80 @@
+"""Winograd's form of a convolution: where it applies and what it costs. `lowering` writes it as nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from rewriter import toomcook
+
+if TYPE_CHECKING:
+    from rewriter.conv import Conv, Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Winograd:
+    """Tiles of outputs from fewer products, along one spatial axis of two or along both.
+
+    Attributes:
+        m: Outputs of a tile along each axis; 1 where the axis is not transformed.
+    """
+
+    m: Ints
+
+    @property
+    def axes(self) -> Ints:
+        """The transformed axes."""
+        return tuple(axis for axis, size in enumerate(self.m) if size > 1)
+
+    def products(self, kernel_shape: Ints) -> Ints:
+        """Products of a tile along each axis: a = m + r - 1, or 1 where it is not transformed."""
+        return tuple(1 if m == 1 else m + r - 1 for m, r in zip(self.m, kernel_shape, strict=True))
+
+    def own_taps(self, kernel_shape: Ints) -> Ints:
+        """The kernel of each product: what it was where the axis is not transformed, else 1."""
+        return tuple(r if m == 1 else 1 for m, r in zip(self.m, kernel_shape, strict=True))
+
+    def refuse(self, conv: Conv) -> str | None:
+        """Why a convolution cannot be written so, or None."""
+        if len(self.m) != 2 or len(conv.kernel_shape) != 2:
+            return f"the kernel {conv.kernel_shape} has not two axes"
+        if not self.axes or min(self.m) < 1:
+            return f"tiles of {self.m} outputs transform nothing"
+        if max(conv.strides) > 1:
+            return f"its strides are {conv.strides}; a transform needs 1"
+        if max(conv.dilations) > 1:
+            return f"its dilations are {conv.dilations}; a transform needs 1"
+        if any(conv.kernel_shape[axis] == 1 for axis in self.axes):
+            return f"the kernel {conv.kernel_shape} has one tap along an axis: there is nothing to transform"
+        if max(self.products(conv.kernel_shape)) > toomcook.LARGEST:
+            return f"the kernel {conv.kernel_shape} is too large for tiles of {self.m} outputs"
+        return None
+
+    def rounding(self, kernel_shape: Ints) -> float:
+        """The relative error of the output in float32."""
+        axes = self.axes
+        return toomcook.rounding(tuple(self.m[a] for a in axes), tuple(kernel_shape[a] for a in axes))
+
+    def macs_and_activations(self, conv: Conv, in_size: Ints) -> tuple[int, int]:
+        """Multiply-adds of one sample, transforms included, and the elements that their nodes write."""
+        size, channels = list(in_size), conv.in_channels
+        macs = activations = 0
+        for axis in self.axes:
+            rows = toomcook.transforms(self.m[axis], conv.kernel_shape[axis]).input
+            pads = conv.pads[axis], conv.pads[axis + 2] + self.m[axis] - 1
+            size[axis] = -(-conv.out_size(in_size)[axis] // self.m[axis])
+            taps = sum(len(toomcook.window(row, *pads).taps) for row in rows)
+            macs += taps * channels * prod(size)
+            channels *= len(rows)
+            # what the convolutions write and what joins them
+            activations += 2 * channels * prod(size)
+        products = prod(self.products(conv.kernel_shape))
+        outputs = conv.out_channels * prod(
+            out if m == 1 else tiles
+            for out, tiles, m in zip(conv.out_size(in_size), size, self.m, strict=True)
+        )
+        macs += products * outputs * conv.weight.shape[1] * prod(self.own_taps(conv.kernel_shape))
+        macs += prod(self.m) * products * outputs
+        moves = 2 + len(self.axes)
+        return macs, activations + (products + moves * prod(self.m)) * outputs

@@ -1,0 +1,219 @@
+"""Winograd's lowerings: the transforms, and every form against the direct convolution as ONNX Runtime computes it."""
+
+import numpy as np
+import onnx
+import pytest
+from graphs import model, run, site
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from passes.winograd import TILES, WinogradTiles
+from rewriter import graph
+from rewriter.conv import Conv, Direct, Grid, Rewrite
+from rewriter.lowering import BIAS, INPUT, OUTPUT, WEIGHT, lower
+from rewriter.toomcook import LARGEST, UNIT, rounding, transforms, window
+from rewriter.winograd import Winograd
+
+FORMS = [(m, r) for r in range(1, LARGEST + 1) for m in range(1, LARGEST + 2 - r)]
+# what `--exact` promises; float32 transforms of eight products come to 5e-6
+EXACT = 1e-5
+
+
+@pytest.mark.parametrize(("m", "r"), FORMS)
+def test_transforms_convolve(m, r, rng):
+    form = transforms(m, r)
+    a = m + r - 1
+    assert form.input.shape == (a, a)
+    assert form.kernel.shape == (a, r)
+    assert form.output.shape == (m, a)
+    data, kernel = rng.standard_normal((5, a)), rng.standard_normal(r)
+    wanted = np.stack([data[:, i : i + r] @ kernel for i in range(m)], axis=1)
+    found = ((data @ form.input.T) * (form.kernel @ kernel)) @ form.output.T
+    assert np.abs(found - wanted).max() < 1e-12
+    if a > UNIT + 1:
+        assert np.array_equal(form.output[:, UNIT], np.ones(m))
+
+
+@pytest.mark.parametrize(("m", "r"), [(0, 3), (3, 0), (7, 3)])
+def test_forms_that_are_not_offered(m, r):
+    with pytest.raises(ValueError, match="not offered"):
+        transforms(m, r)
+
+
+def test_window_crops_no_further_than_the_pads():
+    row = np.array([0, 1, 0, 2, 0, 0])
+    assert list(window(row, 3, 3).taps) == [1, 3]
+    assert list(window(row, 0, 3).taps) == [0, 1, 2, 3]
+    assert list(window(row, 1, 1).taps) == [1, 2, 3, 4]
+    assert list(window(row, 1, 0).taps) == [1, 3, 5]
+    assert list(window(np.array([0, 0, 3]), 5, 0).taps) == [2]
+
+
+def _random(rng, outputs, inputs, kernel, group=1, pads=(1, 1, 1, 1), bias=True):
+    weight = rng.standard_normal((outputs, inputs // group, *kernel)).astype(np.float32)
+    values = rng.standard_normal(outputs).astype(np.float32) if bias else None
+    return Conv(weight, values, pads=pads, group=group)
+
+
+def _both(conv, tile, x):
+    """The outputs of the direct and the transformed convolution."""
+    forms = (conv, conv.with_(lowering=Winograd(tile)))
+    return [run(graph.rewrite_model(Rewrite(((form,),))), {"x": x})["y"] for form in forms]
+
+
+def _check(conv, tile, x):
+    direct, tiled = _both(conv, tile, x)
+    assert direct.shape == tiled.shape
+    assert np.linalg.norm(tiled - direct) <= EXACT * np.linalg.norm(direct)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (7, 7), (5, 3), (2, 4), (1, 3), (7, 1)])
+@pytest.mark.parametrize("tile", TILES)
+def test_every_tile_computes_the_convolution(kernel, tile, rng):
+    tile = tuple(1 if taps == 1 else m for m, taps in zip(tile, kernel, strict=True))
+    conv = _random(rng, 16, 16, kernel, pads=tuple(taps // 2 for taps in kernel) * 2)
+    if Winograd(tile).refuse(conv):
+        with pytest.raises(ValueError, match="kernel|tiles"):
+            conv.with_(lowering=Winograd(tile))
+        return
+    for shape in ((1, 16, 14, 14), (2, 16, 9, 11)):
+        _check(conv, tile, rng.standard_normal(shape).astype(np.float32))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_shape(data):
+    draw = data.draw
+    kernel = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
+    tile = tuple(draw(st.integers(1, LARGEST + 1 - taps)) if taps > 1 else 1 for taps in kernel)
+    pads = tuple(draw(st.integers(0, taps)) for taps in kernel * 2)
+    group = draw(st.sampled_from([1, 2]))
+    inputs, outputs = draw(st.sampled_from([8, 16])) * group, draw(st.sampled_from([8, 24])) * group
+    size = tuple(draw(st.integers(taps, 12)) for taps in kernel)
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    conv = _random(rng, outputs, inputs, kernel, group, pads, draw(st.booleans()))
+    if tile != (1, 1):
+        x = rng.standard_normal((draw(st.integers(1, 3)), inputs, *size)).astype(np.float32)
+        direct, tiled = _both(conv, tile, x)
+        # with a bias of hundreds of times an output near nothing there is no relative error
+        assert np.linalg.norm(tiled - direct) <= EXACT * max(np.linalg.norm(direct), 1.0)
+
+
+def test_few_channels_need_no_blocks(rng):
+    _check(_random(rng, 5, 3, (3, 3)), (4, 4), rng.standard_normal((2, 3, 10, 7)).astype(np.float32))
+
+
+def test_sizes_may_change_from_run_to_run(rng):
+    conv = _random(rng, 16, 16, (3, 3)).with_(lowering=Winograd((4, 4)))
+    data = graph.rewrite_model(Rewrite(((conv,),)))
+    for shape in ((1, 16, 9, 30), (3, 16, 12, 12), (2, 16, 1, 1)):
+        x = rng.standard_normal(shape).astype(np.float32)
+        direct = run(graph.rewrite_model(Rewrite(((conv.with_(lowering=Direct()),),))), {"x": x})["y"]
+        assert np.linalg.norm(run(data, {"x": x})["y"] - direct) <= EXACT * np.linalg.norm(direct)
+
+
+CONV = Conv(np.ones((16, 16, 3, 3), np.float32), np.ones(16, np.float32), pads=(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_rounding_is_predicted(tile, rng):
+    conv = _random(rng, 64, 64, (3, 3), bias=False)
+    direct, tiled = _both(
+        conv.with_(weight=conv.weight), tile, rng.standard_normal((1, 64, 24, 24), np.float32)
+    )
+    measured = np.linalg.norm(tiled - direct) / np.linalg.norm(direct)
+    predicted = conv.with_(lowering=Winograd(tile)).rounding
+    assert 0.3 * measured < predicted < 3 * measured
+    assert predicted < EXACT / 2
+
+
+def test_rounding_grows_with_the_tile():
+    errors = [rounding((m, m), (3, 3)) for m in (2, 4, 6)]
+    assert errors == sorted(errors)
+
+
+def test_a_direct_convolution_is_one_node():
+    lowered = lower(CONV)
+    (node,) = lowered.nodes
+    assert (node.op_type, node.inputs, node.output) == ("Conv", (INPUT, WEIGHT, BIAS), OUTPUT)
+    assert not lowered.constants
+
+
+def test_the_kernel_and_its_error_do_not_depend_on_the_lowering(rng):
+    conv = _random(rng, 16, 32, (3, 3))
+    tiled = Rewrite(((conv.with_(lowering=Winograd((4, 4))),),))
+    assert not tiled.direct
+    assert np.array_equal(tiled.dense(conv), conv.weight)
+    assert tiled.out_size((9, 9)) == (9, 9)
+
+
+def test_multiply_adds_are_counted_with_the_transforms():
+    conv = Conv(np.ones((64, 64, 3, 3), np.float32), pads=(1, 1, 1, 1), lowering=Winograd((2, 2)))
+    # Bᵀ of F(2, 3) has two taps in each of its four rows
+    rows = 4 * 2 * 64 * (4 * 8)
+    columns = 4 * rows // 2
+    products, tiles = 16 * 64 * 64 * 16, 4 * 16 * 64 * 16
+    assert conv.macs((8, 8)) == rows + columns + products + tiles
+    assert conv.cost((8, 8)).params == 64 * 64 * 9
+
+
+MODEL = """
+agraph (float[N,16,H,W] x) => (float[N,16,H,W] y) {
+    [stem] h = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w, b)
+    [relu] a = Relu(h)
+    [out] s = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(a, v)
+    y = Add(s, x)
+}
+"""
+
+
+def test_spliced_nodes_keep_what_follows_and_the_weight(rng):
+    w, v = (rng.standard_normal((16, 16, 3, 3)).astype(np.float32) for _ in range(2))
+    found = model(MODEL, w=w, b=rng.standard_normal(16).astype(np.float32), v=v)
+    stem, out = site(found, "stem"), site(found, "out")
+    tiled = [(each, Rewrite(((each.conv.with_(lowering=Winograd((4, 4))),),))) for each in (stem, out)]
+    after = graph.splice(found, tiled)
+    onnx.checker.check_model(after.proto, full_check=True)
+    names = [node.name for node in after.proto.graph.node]
+    assert names.index("relu") == names.index("stem/winograd/output") + 1
+    kept = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in after.proto.graph.initializer}
+    assert np.array_equal(kept["stem.weight"], w)
+    x = rng.standard_normal((2, 16, 13, 10)).astype(np.float32)
+    before, now = (run(each.bytes(), {"x": x})["y"] for each in (found, after))
+    assert np.linalg.norm(now - before) < EXACT * np.linalg.norm(before)
+
+
+def test_real_kernels_and_activations_of_the_zoo(zoo):
+    path = zoo / "models" / "waifu2x_upconv7_scale2.0x_std.onnx"
+    found = graph.load(path)
+    step = WinogradTiles()
+    x = np.random.default_rng(0).random((1, 3, 156, 156), np.float32)
+    sites = [each for each in graph.find_sites(found)[0] if step.refuse(each.conv) is None]
+    assert len(sites) == 5
+    inputs = run(graph.with_outputs(found, [each.input for each in sites]), {found.inputs[0].name: x})
+    for each in sites:
+        for tile in step.ranks(each.conv, Grid()):
+            _check(each.conv, tile, inputs[each.input][:, :, :40, :40])
+
+
+@pytest.mark.parametrize(
+    ("reason", "conv"),
+    [
+        ("strides", Conv(CONV.weight, strides=(2, 2))),
+        ("dilations", Conv(CONV.weight, dilations=(2, 2))),
+        ("pointwise", Conv(np.ones((16, 16, 1, 1), np.float32))),
+        ("multiples of 8", Conv(np.ones((16, 20, 3, 3), np.float32))),
+        ("multiples of 8", Conv(np.ones((16, 8, 3, 3), np.float32))),
+        ("too large", Conv(np.ones((16, 16, 9, 9), np.float32))),
+        ("two axes", Conv(np.ones((16, 16, 3), np.float32))),
+        ("depthwise", Conv(np.ones((16, 1, 3, 3), np.float32), group=16)),
+    ],
+)
+def test_refusals_say_why(reason, conv):
+    assert reason in WinogradTiles().refuse(conv)
+
+
+def test_channels_that_do_not_fill_the_targets_blocks_have_no_rank():
+    conv = Conv(np.ones((24, 24, 3, 3), np.float32))
+    assert WinogradTiles().ranks(conv, Grid(8))
+    assert not WinogradTiles().ranks(conv, Grid(16))
