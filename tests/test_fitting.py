@@ -117,7 +117,7 @@ def test_survey_says_what_each_pass_makes_of_a_site(model, batches):
         assert {refusal.node for refusal in found.refusals} <= {site.name}
         assert all(each.cost.macs < first.cost.macs for each in others if each.skeleton.direct)
     # 8 channels have no groups of 8 of their own
-    assert [each.pass_name for each in surveys[0].refusals] == ["grouped_pointwise"]
+    assert "grouped_pointwise" in {each.pass_name for each in surveys[0].refusals}
 
 
 def test_nothing_to_try_leaves_the_site_alone(model, batches):
