@@ -18,8 +18,9 @@ from passes.base import Rank
 from rewriter.conv import Conv, Grid, Metric, Rewrite
 from rewriter.winograd import Winograd
 
-# Outputs of a tile along each axis; which is best depends on the map's size, the channels and the caches.
-TILES = ((2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (4, 1), (6, 1), (1, 4), (1, 6))
+# Outputs of a tile along each axis; which is best depends on the map's size, the channels and the caches. Each of
+# these was best for some shape, others hardly ever: strips where the map is large or too small for square tiles.
+TILES = ((2, 2), (3, 3), (4, 4), (6, 6), (4, 1), (6, 1), (1, 4))
 # The smallest block of channels that any target computes at once; the fast path takes whole blocks.
 BLOCK = 8
 # With fewer channels a group the transforms outweigh the products that they save (measured).
