@@ -35,6 +35,7 @@ class WinogradTiles:
 
     name: ClassVar[str] = "winograd"
     exact: ClassVar[bool] = True
+    lowers: ClassVar[bool] = True
 
     def refuse(self, conv: Conv) -> str | None:
         """Channels that do not fill blocks, strides, dilations, or a kernel of one tap or of too many."""

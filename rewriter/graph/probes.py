@@ -11,6 +11,7 @@ import onnx
 from rewriter.conv import Conv, Ints, Rewrite
 from rewriter.graph.emit import emit
 from rewriter.graph.followers import Follower
+from rewriter.graph.opset import LOWERED
 from rewriter.graph.scope import Names
 from rewriter.graph.sites import Site
 
@@ -42,7 +43,8 @@ def probe(site: Site, rewrite: Rewrite, in_shape: Ints) -> bytes:
     inputs: dict[str, Shape] = {"x": in_shape}
     if any(follower.op_type == "Add" for follower in site.followers):
         inputs["shortcut"] = out_shape
-    return _model(rewrite, inputs, out_shape, site.followers, site.opset)
+    opset = site.opset if rewrite.direct else max(site.opset, LOWERED)
+    return _model(rewrite, inputs, out_shape, site.followers, opset)
 
 
 def block_probe() -> bytes:
