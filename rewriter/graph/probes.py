@@ -32,11 +32,13 @@ def rewrite_model(rewrite: Rewrite) -> bytes:
     return _model(rewrite, {"x": shape}, out_shape, (), _OPSET)
 
 
-def probe(site: Site, rewrite: Rewrite, in_shape: Ints) -> bytes:
+def probe(site: Site, rewrite: Rewrite, in_shape: Ints, within: bool = False) -> bytes:
     """A model to time a rewrite as it will run: the site's followers behind it, every size fixed.
 
     The input is "x" `[N, C, *sizes]`; where an Add follows there is a second one, "shortcut", of the output's
-    shape. All candidates of a site carry the same costs of laying its input and output out for the kernels.
+    shape. All candidates of a site carry the same costs of laying its input and output out for the kernels. With
+    `within`, poolings of one tap stand for neighbours that ONNX Runtime computes in its own layout: a rewrite whose
+    nodes leave that layout pays for it, as it would in a network.
     """
     batch, _, *sizes = in_shape
     out_shape = (batch, site.conv.out_channels, *rewrite.out_size(tuple(sizes)))
@@ -44,7 +46,7 @@ def probe(site: Site, rewrite: Rewrite, in_shape: Ints) -> bytes:
     if any(follower.op_type == "Add" for follower in site.followers):
         inputs["shortcut"] = out_shape
     opset = site.opset if rewrite.direct else max(site.opset, LOWERED)
-    return _model(rewrite, inputs, out_shape, site.followers, opset)
+    return _model(rewrite, inputs, out_shape, site.followers, opset, within)
 
 
 def block_probe() -> bytes:
@@ -72,11 +74,15 @@ def _model(
     out_shape: Shape,
     followers: Sequence[Follower],
     opset: int,
+    within: bool = False,
 ) -> bytes:
     graph = onnx.GraphProto(name="probe")
     names = Names({"x", "y", "shortcut"})
-    tensor = names.new("conv_output") if followers else "y"
-    emitted = emit(rewrite, "conv", "x", tensor, names, opset)
+    given, wanted = (names.new("before_output"), names.new("conv_part")) if within else ("x", "y")
+    if within:
+        graph.node.append(onnx.helper.make_node("MaxPool", ["x"], [given], names.new("before"), kernel_shape=[1, 1]))
+    tensor = names.new("conv_output") if followers else wanted
+    emitted = emit(rewrite, "conv", given, tensor, names, opset)
     graph.node.extend(emitted.nodes)
     graph.initializer.extend(emitted.initializers)
     for index, follower in enumerate(followers):
@@ -92,9 +98,11 @@ def _model(
                 node.input[slot] = graph.initializer[-1].name = names.new(name)
             elif name:
                 node.input[slot] = "shortcut"
-        tensor = "y" if index == len(followers) - 1 else names.new(f"{node.name}_output")
+        tensor = wanted if index == len(followers) - 1 else names.new(f"{node.name}_output")
         node.output[:] = [tensor]
         graph.node.append(node)
+    if within:
+        graph.node.append(onnx.helper.make_node("MaxPool", [wanted], ["y"], names.new("behind"), kernel_shape=[1, 1]))
     declare = onnx.helper.make_tensor_value_info
     graph.input.extend(declare(name, onnx.TensorProto.FLOAT, list(shape)) for name, shape in inputs.items())
     graph.output.append(declare("y", onnx.TensorProto.FLOAT, list(out_shape)))
