@@ -1,9 +1,9 @@
 """How one convolution becomes nodes: as one Conv, or by Winograd's transforms.
 
     rows          a depthwise convolutions, one a row of Bᵀ, stride m, along each transformed axis
-    product       one grouped convolution: for each of the a·a products a pointwise one (along an axis that is not
-                  transformed, with the kernel's own taps), weights G W Gᵀ
-    output        reshape, Aᵀ from the left, and the m·m outputs of a tile put in their places
+    products      one grouped convolution: for each of the a·a products a pointwise one (along an axis that is
+                  not transformed, with the kernel's own taps), weights G W Gᵀ
+    outputs       Aᵀ from the left, one axis after the other, and the m·m outputs of a tile put in their places
 
 The depthwise and the grouped convolutions run in ONNX Runtime's blocked layout. The weight stays as it was:
 its transform is written as nodes on a constant, which ONNX Runtime computes once, when it loads the model.
@@ -24,14 +24,13 @@ from rewriter.conv import Conv
 from rewriter.toomcook import UNIT, transforms, window
 from rewriter.winograd import Winograd
 
-
 INPUT, WEIGHT, BIAS, OUTPUT = "input", "weight", "bias", "output"
 """Names in a `Lowered` of what its surroundings provide, and of what it gives."""
 
 _WORDS: Final = ("row", "column")
-# Up to so many channels the rows are joined only when the columns are done, which reads less at a time: maps of few
-# channels are large. With more, fewer and larger nodes are faster. (Measured: 1.22 against 1.36 times as fast as one
-# Conv at 64 channels and 224 x 224, 1.21 against 1.13 at 512 and 7 x 7.)
+# Up to so many channels the rows are joined only when the columns are done, which reads less at a time: maps of
+# few channels are large. With more, fewer and larger nodes are faster. (Measured: 1.36 instead of 1.22 times as
+# fast as one Conv at 64 channels and 224 x 224, but 1.13 instead of 1.21 at 512 and 7 x 7.)
 _APART: Final = 64
 
 
@@ -195,9 +194,9 @@ def _bias(build: _Builder, sizes: tuple[int, ...]) -> str:
 def _outputs(build: _Builder, conv: Conv, lowering: Winograd) -> None:
     """Aᵀ along each transformed axis, and the outputs of every tile put in their places.
 
-    As long as the outputs within a tile are the slowest index and the tiles the fastest the products have long rows;
-    then two transposes with long runs bring the columns of a tile, and its rows, to their places. ONNX Runtime
-    computes what depends on the input's size once where that is known.
+    As long as the place within a tile is the slowest index and the tiles are the fastest the matrix products have
+    long rows; then two transposes with long runs bring the columns of a tile, and its rows, to their places. ONNX
+    Runtime computes what depends on the input's size once where that is known.
     """
     axes, m, (high, wide) = lowering.axes, lowering.m, lowering.products(conv.kernel_shape)
     matrices = {axis: transforms(m[axis], conv.kernel_shape[axis]).output for axis in axes}
@@ -229,7 +228,7 @@ def _outputs(build: _Builder, conv: Conv, lowering: Winograd) -> None:
 def _cut(build: _Builder, conv: Conv, axes: tuple[int, ...], tensor: str) -> None:
     """What the last tiles have beyond the output's size goes.
 
-    Where they have nothing the end is ONNX's word for it, at which ONNX Runtime drops the Slice.
+    Where they have nothing the end is the largest integer, at which ONNX Runtime drops the Slice.
     """
     places = build.ints("cut.axes", *(axis + 2 for axis in axes))
     shape = build.node("Shape", "input_shape", INPUT)

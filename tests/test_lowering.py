@@ -1,4 +1,4 @@
-"""Winograd's lowerings: the transforms, and every form against the direct convolution as ONNX Runtime computes it."""
+"""Winograd's lowerings: the transforms, and every form against the direct convolution on ONNX Runtime."""
 
 import numpy as np
 import onnx
@@ -73,7 +73,7 @@ def test_every_tile_computes_the_convolution(kernel, tile, rng):
     tile = tuple(1 if taps == 1 else m for m, taps in zip(tile, kernel, strict=True))
     conv = _random(rng, 16, 16, kernel, pads=tuple(taps // 2 for taps in kernel) * 2)
     if Winograd(tile).refuse(conv):
-        with pytest.raises(ValueError, match="kernel|tiles"):
+        with pytest.raises(ValueError, match=r"kernel|tiles"):
             conv.with_(lowering=Winograd(tile))
         return
     for shape in ((1, 16, 14, 14), (2, 16, 9, 11)):

@@ -1,4 +1,4 @@
-"""Raises a model's opset to the one that transformed convolutions are written in, where that changes nothing else."""
+"""Raises a model's opset to the one that transformed convolutions need, where that changes nothing else."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LOWERED: Final = 10
 _OLDEST: Final = 7
 # Up to LOWERED these only take more types, more inputs of a kind, or attributes that may be left out.
 _GREW: Final = frozenset(
-    "AveragePool BatchNormalization Cast Constant Dropout Flatten Gemm Greater Less MatMul Max MaxPool Mean Min PRelu "
-    "Sum".split()
+    {"AveragePool", "BatchNormalization", "Cast", "Constant", "Dropout", "Flatten", "Gemm", "Greater", "Less"}
+    | {"MatMul", "Max", "MaxPool", "Mean", "Min", "PRelu", "Sum"}
 )
 
 
@@ -32,7 +32,9 @@ def obstacle(model: Model) -> str | None:
         return f"{too_old}; convert the model first"
     nodes = [node for graph in graphs(model.proto) for node in graph.node]
     changed = next(_changed(nodes, model.opset), None)
-    return None if changed is None else f"{too_old}, where {changed} is written otherwise; convert the model first"
+    if changed is None:
+        return None
+    return f"{too_old}, where {changed} is written otherwise; convert the model first"
 
 
 def raise_opset(proto: onnx.ModelProto) -> None:
@@ -48,9 +50,7 @@ def _changed(nodes: Iterable[onnx.NodeProto], opset: int) -> Iterator[str]:
         if node.domain not in ONNX_DOMAINS:
             continue
         try:
-            versions = {
-                onnx.defs.get_schema(node.op_type, at).since_version for at in (opset, LOWERED)
-            }
+            versions = {onnx.defs.get_schema(node.op_type, at).since_version for at in (opset, LOWERED)}
         except onnx.defs.SchemaError:
             yield node.op_type
             continue

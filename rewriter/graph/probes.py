@@ -36,9 +36,9 @@ def probe(site: Site, rewrite: Rewrite, in_shape: Ints, within: bool = False) ->
     """A model to time a rewrite as it will run: the site's followers behind it, every size fixed.
 
     The input is "x" `[N, C, *sizes]`; where an Add follows there is a second one, "shortcut", of the output's
-    shape. All candidates of a site carry the same costs of laying its input and output out for the kernels. With
-    `within`, poolings of one tap stand for neighbours that ONNX Runtime computes in its own layout: a rewrite whose
-    nodes leave that layout pays for it, as it would in a network.
+    shape. All candidates of a site carry the same costs of laying its input and output out for the kernels.
+    With `within`, poolings of one tap stand for neighbours that ONNX Runtime computes in its own layout: a
+    rewrite whose nodes leave that layout pays for it, as it would in a network.
     """
     batch, _, *sizes = in_shape
     out_shape = (batch, site.conv.out_channels, *rewrite.out_size(tuple(sizes)))
@@ -80,7 +80,7 @@ def _model(
     names = Names({"x", "y", "shortcut"})
     given, wanted = (names.new("before_output"), names.new("conv_part")) if within else ("x", "y")
     if within:
-        graph.node.append(onnx.helper.make_node("MaxPool", ["x"], [given], names.new("before"), kernel_shape=[1, 1]))
+        graph.node.append(_neighbour("x", given, names.new("before")))
     tensor = names.new("conv_output") if followers else wanted
     emitted = emit(rewrite, "conv", given, tensor, names, opset)
     graph.node.extend(emitted.nodes)
@@ -102,7 +102,7 @@ def _model(
         node.output[:] = [tensor]
         graph.node.append(node)
     if within:
-        graph.node.append(onnx.helper.make_node("MaxPool", [wanted], ["y"], names.new("behind"), kernel_shape=[1, 1]))
+        graph.node.append(_neighbour(wanted, "y", names.new("behind")))
     declare = onnx.helper.make_tensor_value_info
     graph.input.extend(declare(name, onnx.TensorProto.FLOAT, list(shape)) for name, shape in inputs.items())
     graph.output.append(declare("y", onnx.TensorProto.FLOAT, list(out_shape)))
@@ -110,3 +110,8 @@ def _model(
         graph, ir_version=_IR_VERSION, opset_imports=[onnx.helper.make_opsetid("", opset)]
     )
     return bytes(model.SerializeToString())
+
+
+def _neighbour(given: str, output: str, name: str) -> onnx.NodeProto:
+    """A node that does nothing, in ONNX Runtime's own layout."""
+    return onnx.helper.make_node("MaxPool", [given], [output], name, kernel_shape=[1, 1])

@@ -2,7 +2,7 @@
 
     python tests/bench/winograd_layers.py --threads 1 --kernel 3
 
-One line a shape: the direct convolution's time, then how many times as fast each tile is; the best is starred.
+One line a shape: the direct convolution's time, then how many times as fast each tile is, the best starred.
 """
 
 import argparse
@@ -18,9 +18,8 @@ from rewriter.runtime import Target
 from rewriter.winograd import Winograd
 
 LAYERS = {
-    3: [(64, 56), (64, 112), (64, 224), (128, 28), (128, 56), (128, 112), (256, 14), (256, 28), (256, 56)]
-    + [(512, 7), (512, 14), (512, 28)],
-    5: [(64, 28), (64, 56), (64, 112), (128, 28), (128, 56), (256, 14), (256, 28)],
+    3: {64: (56, 112, 224), 128: (28, 56, 112), 256: (14, 28, 56), 512: (7, 14, 28)},
+    5: {64: (28, 56, 112), 128: (28, 56), 256: (14, 28)},
 }
 TILES = {
     3: [(2, 2), (3, 3), (4, 4), (6, 6), (4, 1), (6, 1), (1, 4)],
@@ -30,7 +29,7 @@ RELU = Follower("Relu", onnx.helper.make_node("Relu", ["x"], ["y"]), 0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kernel", type=int, choices=sorted(LAYERS), default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="for each layer")
@@ -39,7 +38,7 @@ def main() -> None:
     tiles = TILES[size]
     print(f"{size} x {size}, {arguments.threads} threads")
     print("   C  map  direct  ", "  ".join(f"{m}x{n}  " for m, n in tiles))
-    for channels, side in LAYERS[size]:
+    for channels, side in [(channels, side) for channels, sides in LAYERS[size].items() for side in sides]:
         rng = np.random.default_rng(0)
         weight = rng.standard_normal((channels, channels, size, size)).astype(np.float32) / size**2
         conv = Conv(weight, np.zeros(channels, np.float32), pads=(size // 2,) * 4)
