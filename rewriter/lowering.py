@@ -1,8 +1,8 @@
 """How one convolution becomes nodes: as one Conv, or by Winograd's transforms.
 
     rows          a depthwise convolutions, one a row of Bᵀ, stride m, along each transformed axis
-    products      one grouped convolution: for each of the a·a products a pointwise one (along an axis that is
-                  not transformed, with the kernel's own taps), weights G W Gᵀ
+    products      one grouped convolution: for each of the a·a products a pointwise one (along an axis that
+                  is not transformed, with the kernel's own taps), weights G W Gᵀ
     outputs       Aᵀ from the left, one axis after the other, and the m·m outputs of a tile put in their places
 
 The depthwise and the grouped convolutions run in ONNX Runtime's blocked layout. The weight stays as it was:
@@ -28,9 +28,9 @@ INPUT, WEIGHT, BIAS, OUTPUT = "input", "weight", "bias", "output"
 """Names in a `Lowered` of what its surroundings provide, and of what it gives."""
 
 _WORDS: Final = ("row", "column")
-# Up to so many channels the rows are joined only when the columns are done, which reads less at a time: maps of
-# few channels are large. With more, fewer and larger nodes are faster. (Measured: 1.36 instead of 1.22 times as
-# fast as one Conv at 64 channels and 224 x 224, but 1.13 instead of 1.21 at 512 and 7 x 7.)
+# Up to so many channels the rows are joined only when the columns are done, which reads less at a time: maps
+# of few channels are large. With more, fewer and larger nodes are faster. (Measured: 1.36 instead of 1.22 times
+# as fast as one Conv at 64 channels and 224 x 224, but 1.13 instead of 1.21 at 512 and 7 x 7.)
 _APART: Final = 64
 
 
@@ -194,9 +194,9 @@ def _bias(build: _Builder, sizes: tuple[int, ...]) -> str:
 def _outputs(build: _Builder, conv: Conv, lowering: Winograd) -> None:
     """Aᵀ along each transformed axis, and the outputs of every tile put in their places.
 
-    As long as the place within a tile is the slowest index and the tiles are the fastest the matrix products have
-    long rows; then two transposes with long runs bring the columns of a tile, and its rows, to their places. ONNX
-    Runtime computes what depends on the input's size once where that is known.
+    As long as the place within a tile is the slowest index and the tiles are the fastest the matrix products
+    have long rows; then two transposes with long runs bring the columns of a tile, and its rows, to their
+    places. ONNX Runtime computes what depends on the input's size once where that is known.
     """
     axes, m, (high, wide) = lowering.axes, lowering.m, lowering.products(conv.kernel_shape)
     matrices = {axis: transforms(m[axis], conv.kernel_shape[axis]).output for axis in axes}

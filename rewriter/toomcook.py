@@ -5,7 +5,7 @@ With m outputs of a kernel of r taps and a = m + r - 1,
     y = Aᵀ [(G g) ∘ (Bᵀ d)]        d [a], g [r], y [m]; Bᵀ [a, a], G [a, r], Aᵀ [m, a]
 
 takes a multiplications instead of m·r; along two axes the transforms apply to each (Lavin and Gray 2016,
-arXiv 1509.09308). They come from interpolation at a - 1 points and infinity (Toom and Cook), in exact fractions.
+arXiv 1509.09308). They come from interpolation at a - 1 points and infinity (Toom and Cook), in fractions.
 """
 
 from __future__ import annotations
