@@ -20,10 +20,12 @@ class Pass(Protocol):
     Attributes:
         name: The structure that a convolution becomes.
         exact: Whether every rewrite computes the same, up to rounding: it needs no samples and no budget.
+        lowers: Whether its rewrites are written as other operators than Conv and Add.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool]
+    lowers: ClassVar[bool]
 
     def refuse(self, conv: Conv) -> str | None:
         """Why this convolution cannot take this form, or None."""

@@ -28,6 +28,7 @@ class ChannelSVD:
 
     name: ClassVar[str] = "channel_svd"
     exact: ClassVar[bool] = False
+    lowers: ClassVar[bool] = False
 
     def refuse(self, conv: Conv) -> str | None:
         """A depthwise convolution, or one that even rank 1 makes no cheaper."""

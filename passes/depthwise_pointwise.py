@@ -36,6 +36,7 @@ class DepthwisePointwise:
 
     name: ClassVar[str] = "depthwise_pointwise"
     exact: ClassVar[bool] = False
+    lowers: ClassVar[bool] = False
 
     def refuse(self, conv: Conv) -> str | None:
         """A depthwise or pointwise convolution, or one with too few channels."""

@@ -42,6 +42,7 @@ class GroupedPointwise:
 
     name: ClassVar[str] = "grouped_pointwise"
     exact: ClassVar[bool] = False
+    lowers: ClassVar[bool] = False
 
     def refuse(self, conv: Conv) -> str | None:
         """A depthwise or pointwise convolution, or one with too few channels."""

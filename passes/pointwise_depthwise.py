@@ -36,6 +36,7 @@ class PointwiseDepthwise:
 
     name: ClassVar[str] = "pointwise_depthwise"
     exact: ClassVar[bool] = False
+    lowers: ClassVar[bool] = False
 
     def refuse(self, conv: Conv) -> str | None:
         """A depthwise or pointwise one, one with few channels, or one whose strides make this form dearer."""

@@ -37,6 +37,7 @@ class SpatialSVD:
 
     name: ClassVar[str] = "spatial_svd"
     exact: ClassVar[bool] = False
+    lowers: ClassVar[bool] = False
 
     sweeps: int = 2
 

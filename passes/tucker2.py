@@ -37,6 +37,7 @@ class Tucker2:
 
     name: ClassVar[str] = "tucker2"
     exact: ClassVar[bool] = False
+    lowers: ClassVar[bool] = False
 
     sweeps: int = 2
 

@@ -9,6 +9,8 @@ The house, from the ground up; nothing imports what stands below it here:
 
     errors                the exceptions; every message says how to mend what is wrong
     conv, linalg, factor  a convolution, its rewrites, their cost and error; factorisations, arrays to arrays
+    toomcook, winograd    the transforms of tiles; where they apply and what they cost
+    lowering              how one convolution becomes nodes
     samples               what the user has, cut into single samples
     graph                 the only room that knows ONNX: load, find convolutions, splice rewrites in, save
     runtime               the only room that knows ONNX Runtime: sessions with pinned options

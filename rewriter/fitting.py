@@ -192,7 +192,8 @@ def _offers(
     refusals = []
     willing = []
     for each in passes:
-        if reason := each.refuse(site.conv):
+        reason = each.refuse(site.conv) or (site.obstacle if each.lowers else None)
+        if reason:
             refusals.append(Refusal(site.name, each.name, reason))
         elif ranks := each.ranks(site.conv, grid):
             willing.append((each, ranks))

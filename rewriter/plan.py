@@ -60,8 +60,8 @@ class Plan:
 def undominated(candidates: Sequence[Candidate], slack: float = 1.0) -> list[Candidate]:
     """Drops every candidate that another beats: no more error and, times `slack`, no more multiply-adds.
 
-    A slack above 1 keeps forms whose multiply-adds mislead about their time. Those of transformed convolutions
-    say too little to beat anything, or to be beaten, by them.
+    A slack above 1 keeps forms whose multiply-adds mislead about their time. Those of transformed
+    convolutions say too little for these to beat anything or to be beaten.
     """
     plain = [candidate for candidate in candidates if candidate.skeleton.direct]
 

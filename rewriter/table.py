@@ -1,8 +1,8 @@
 """The latency table: what every candidate costs on the target, measured alone as it will run.
 
-A candidate is timed with what fuses behind it, between the same layouts as the original: what the layout
-change at its borders costs is in both and cancels in the difference, and differences are all that a choice
-needs. Sites of one shape share their measurements.
+A candidate is timed with what fuses behind it, between neighbours in the runtime's own layout: what those cost
+is in all candidates and cancels in the difference, and differences are all that a choice needs; but what leaves
+that layout pays for it. Sites of one shape share their measurements.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -76,7 +76,7 @@ def _time(
     times: dict[Key, float] = {}
     for start in range(1, len(keys), size - 1):
         chunk = [keys[0], *keys[start : start + size - 1]]
-        models = [graph.probe(*pool[key], shape) for key in chunk]
+        models = [graph.probe(*pool[key], shape, within=True) for key in chunk]
         feeds = [_feeds(*pool[key], shape, rng) for key in chunk]
         share = _SECONDS_PER_SHAPE * len(chunk) / len(keys)
         values = latency.interleaved(models, feeds, target, seconds=share)

@@ -4,8 +4,8 @@ With m outputs of a kernel of r taps and a = m + r - 1,
 
     y = Aᵀ [(G g) ∘ (Bᵀ d)]        d [a], g [r], y [m]; Bᵀ [a, a], G [a, r], Aᵀ [m, a]
 
-takes a multiplications instead of m·r; along two axes the transforms apply to each (Lavin and Gray 2016, arXiv
-1509.09308). They come from interpolation at a - 1 points and infinity (Toom and Cook), here in exact fractions.
+takes a multiplications instead of m·r; along two axes the transforms apply to each (Lavin and Gray 2016,
+arXiv 1509.09308). They come from interpolation at a - 1 points and infinity (Toom and Cook), in fractions.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-# Small numerators and denominators, and signs in pairs, keep the rounding small (Barabasz et al. 2018, arXiv
-# 1803.10986); pairs also leave zeros in Bᵀ. Of those tried in float32 these were the best, or within a half of
-# the best, which left no zeros.
+# Small numerators and denominators, and signs in pairs, keep the rounding small (Barabasz et al. 2018,
+# arXiv 1803.10986); pairs also leave zeros in Bᵀ. Of those tried in float32 these were the best, or within a
+# half of the best, which left no zeros.
 _POINTS: Final = tuple(Fraction(*p) for p in ((0, 1), (1, 1), (-1, 1), (2, 1), (-2, 1), (1, 2), (-1, 2)))
 
 UNIT: Final = 1
-"""The row of the point 1: Aᵀ has a column of ones there, so a constant added to that product is added to y."""
+"""The row of the point 1, where Aᵀ has a column of ones: a constant added to that product is added to y."""
 
 _CHANNELS: Final = 64
 

@@ -29,7 +29,7 @@ def macs(data: bytes, feeds: Mapping[str, np.ndarray]) -> int:
     }
     kernels = {tensor.name: tensor.dims for tensor in inferred.initializer}
     return sum(
-        prod(kernels[node.input[1]][1:]) * prod(sizes[node.output[0]])
+        prod((kernels.get(node.input[1]) or sizes[node.input[1]])[1:]) * prod(sizes[node.output[0]])
         for node in inferred.node
         if node.op_type == "Conv"
     )

@@ -1,4 +1,4 @@
-"""Winograd's lowerings: the transforms, and every form against the direct convolution as ONNX Runtime computes it."""
+"""Winograd's lowerings: the transforms, and every form against the direct convolution on ONNX Runtime."""
 
 import numpy as np
 import onnx
@@ -73,7 +73,7 @@ def test_every_tile_computes_the_convolution(kernel, tile, rng):
     tile = tuple(1 if taps == 1 else m for m, taps in zip(tile, kernel, strict=True))
     conv = _random(rng, 16, 16, kernel, pads=tuple(taps // 2 for taps in kernel) * 2)
     if Winograd(tile).refuse(conv):
-        with pytest.raises(ValueError, match="kernel|tiles"):
+        with pytest.raises(ValueError, match=r"kernel|tiles"):
             conv.with_(lowering=Winograd(tile))
         return
     for shape in ((1, 16, 14, 14), (2, 16, 9, 11)):
@@ -217,3 +217,31 @@ def test_channels_that_do_not_fill_the_targets_blocks_have_no_rank():
     conv = Conv(np.ones((24, 24, 3, 3), np.float32))
     assert WinogradTiles().ranks(conv, Grid(8))
     assert not WinogradTiles().ranks(conv, Grid(16))
+
+
+def test_an_old_model_is_raised_to_the_opset_that_the_nodes_need(rng):
+    weights = {name: rng.standard_normal((16, 16, 3, 3)).astype(np.float32) for name in ("w", "v")}
+    old = MODEL.replace("float[N,16,H,W] x", "float[1,16,8,8] x")
+    found = model('<ir_version: 3, opset_import: ["" : 7]>' + old.replace(", b)", ")"), **weights)
+    stem = site(found, "stem")
+    assert stem.obstacle is None
+    after = graph.splice(found, [(stem, Rewrite(((stem.conv.with_(lowering=Winograd((2, 2))),),)))])
+    assert (found.opset, after.opset) == (7, 10)
+    x = rng.standard_normal((1, 16, 8, 8)).astype(np.float32)
+    before, now = (run(each.bytes(), {"x": x})["y"] for each in (found, after))
+    assert np.linalg.norm(now - before) < EXACT * np.linalg.norm(before)
+
+
+def test_a_model_that_cannot_be_raised_says_why(rng):
+    sliced = """
+    <ir_version: 4, opset_import: ["" : 9]>
+    agraph (float[1,16,8,8] x) => (float[1,16,4,8] y) {
+        [stem] h = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w)
+        y = Slice<axes=[2], starts=[0], ends=[4]>(h)
+    }
+    """
+    found = model(sliced.strip(), w=rng.standard_normal((16, 16, 3, 3)).astype(np.float32))
+    stem = site(found, "stem")
+    assert "Slice" in stem.obstacle
+    with pytest.raises(ValueError, match="Slice"):
+        graph.splice(found, [(stem, Rewrite(((stem.conv.with_(lowering=Winograd((2, 2))),),)))])

@@ -11,6 +11,7 @@ import onnx
 from rewriter.conv import Conv, Ints, Rewrite
 from rewriter.graph.emit import emit
 from rewriter.graph.followers import Follower
+from rewriter.graph.opset import LOWERED
 from rewriter.graph.scope import Names
 from rewriter.graph.sites import Site
 
@@ -31,18 +32,21 @@ def rewrite_model(rewrite: Rewrite) -> bytes:
     return _model(rewrite, {"x": shape}, out_shape, (), _OPSET)
 
 
-def probe(site: Site, rewrite: Rewrite, in_shape: Ints) -> bytes:
+def probe(site: Site, rewrite: Rewrite, in_shape: Ints, within: bool = False) -> bytes:
     """A model to time a rewrite as it will run: the site's followers behind it, every size fixed.
 
     The input is "x" `[N, C, *sizes]`; where an Add follows there is a second one, "shortcut", of the output's
     shape. All candidates of a site carry the same costs of laying its input and output out for the kernels.
+    With `within`, poolings of one tap stand for neighbours that ONNX Runtime computes in its own layout: a
+    rewrite whose nodes leave that layout pays for it, as it would in a network.
     """
     batch, _, *sizes = in_shape
     out_shape = (batch, site.conv.out_channels, *rewrite.out_size(tuple(sizes)))
     inputs: dict[str, Shape] = {"x": in_shape}
     if any(follower.op_type == "Add" for follower in site.followers):
         inputs["shortcut"] = out_shape
-    return _model(rewrite, inputs, out_shape, site.followers, site.opset)
+    opset = site.opset if rewrite.direct else max(site.opset, LOWERED)
+    return _model(rewrite, inputs, out_shape, site.followers, opset, within)
 
 
 def block_probe() -> bytes:
@@ -80,11 +84,15 @@ def _model(
     out_shape: Shape,
     followers: Sequence[Follower],
     opset: int,
+    within: bool = False,
 ) -> bytes:
     graph = onnx.GraphProto(name="probe")
     names = Names({"x", "y", "shortcut"})
-    tensor = names.new("conv_output") if followers else "y"
-    emitted = emit(rewrite, "conv", "x", tensor, names, opset)
+    given, wanted = (names.new("before_output"), names.new("conv_part")) if within else ("x", "y")
+    if within:
+        graph.node.append(_neighbour("x", given, names.new("before")))
+    tensor = names.new("conv_output") if followers else wanted
+    emitted = emit(rewrite, "conv", given, tensor, names, opset)
     graph.node.extend(emitted.nodes)
     graph.initializer.extend(emitted.initializers)
     for index, follower in enumerate(followers):
@@ -104,9 +112,11 @@ def _model(
                 copied = emit(copy, "shortcut", "shortcut", node.input[slot], names, opset)
                 graph.node.extend(copied.nodes)
                 graph.initializer.extend(copied.initializers)
-        tensor = "y" if index == len(followers) - 1 else names.new(f"{node.name}_output")
+        tensor = wanted if index == len(followers) - 1 else names.new(f"{node.name}_output")
         node.output[:] = [tensor]
         graph.node.append(node)
+    if within:
+        graph.node.append(_neighbour(wanted, "y", names.new("behind")))
     declare = onnx.helper.make_tensor_value_info
     graph.input.extend(declare(name, onnx.TensorProto.FLOAT, list(shape)) for name, shape in inputs.items())
     graph.output.append(declare("y", onnx.TensorProto.FLOAT, list(out_shape)))
@@ -114,3 +124,8 @@ def _model(
         graph, ir_version=_IR_VERSION, opset_imports=[onnx.helper.make_opsetid("", opset)]
     )
     return bytes(model.SerializeToString())
+
+
+def _neighbour(given: str, output: str, name: str) -> onnx.NodeProto:
+    """A node that does nothing, in ONNX Runtime's own layout."""
+    return onnx.helper.make_node("MaxPool", [given], [output], name, kernel_shape=[1, 1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final, TypeAlias
 
@@ -17,6 +17,7 @@ from rewriter.graph.attributes import ONNX_DOMAINS, attribute
 from rewriter.graph.batchnorm import fold_norm
 from rewriter.graph.followers import Follower, find_followers
 from rewriter.graph.model import Model
+from rewriter.graph.opset import obstacle
 from rewriter.graph.pads import explicit_pads
 from rewriter.graph.scope import Names, bodies, graphs
 from rewriter.graph.types import Types, infer_types, shape
@@ -48,6 +49,7 @@ class Site:
         followers: What comes behind and can be computed with it: an Add, an activation, or both in this
             order.
         opset: The version of ONNX's operators that the followers are written in.
+        obstacle: Why the model cannot hold this convolution transformed, or None.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Site:
     nodes: tuple[int, ...]
     followers: tuple[Follower, ...] = ()
     opset: int = 13
+    obstacle: str | None = None
 
     @property
     def shortcut(self) -> str | None:
@@ -78,12 +81,13 @@ def find_sites(model: Model) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:
     analysis = Analysis(model)
     # Sizes are needed for few models only, and inference takes time.
     types = cache(lambda: infer_types(model))
+    hindrance = obstacle(model)
     sites: list[Site] = []
     refusals: list[Refusal] = []
     for (_, index, where), name in zip(found, _unique_names(model, found), strict=True):
         site = where if index is None else _site(model, analysis, types, index, name)
         if isinstance(site, Site):
-            sites.append(site)
+            sites.append(replace(site, obstacle=hindrance))
         else:
             refusals.append(Refusal(name, None, site))
     return tuple(sites), tuple(refusals)

@@ -11,6 +11,7 @@ from rewriter.conv import Rewrite
 from rewriter.graph.attributes import ONNX_DOMAINS
 from rewriter.graph.emit import emit
 from rewriter.graph.model import Model
+from rewriter.graph.opset import obstacle, raise_opset
 from rewriter.graph.scope import Names, names, uses
 from rewriter.graph.sites import Site
 
@@ -32,7 +33,7 @@ def splice(
         provenance: What was done, for the model's metadata, under keys that begin with `rewriter.`.
 
     Raises:
-        ValueError: A site is not one of this model, or comes twice.
+        ValueError: A site is not one of this model, or comes twice, or the model cannot hold a rewrite.
     """
     proto = model.copy()
     graph = proto.graph
@@ -60,6 +61,10 @@ def splice(
                 graph.input.extend(_declaration(tensor) for tensor in emitted.initializers)
         elif node is not None:
             graph.node.append(node)
+    if any(not rewrite.direct for _, rewrite in rewrites):
+        if reason := obstacle(model):
+            raise ValueError(reason)
+        raise_opset(proto)
     _record(proto, provenance or {})
     return model.edited(proto)
 
