@@ -19,7 +19,7 @@ from rewriter.conv import Conv, Grid, Metric, Rewrite
 from rewriter.winograd import Winograd
 
 # Outputs of a tile along each axis; which is best depends on the map's size, the channels and the caches.
-# Each of these was best for some shape, others hardly ever; (m, 1) where the map is large, or under two tiles.
+# Each of these was best for some shape, others hardly ever; (m, 1) where the map is large or tiny.
 TILES = ((2, 2), (3, 3), (4, 4), (6, 6), (4, 1), (6, 1), (1, 4))
 # The smallest block of channels that any target computes at once; the fast path takes whole blocks.
 BLOCK = 8

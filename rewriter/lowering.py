@@ -3,7 +3,7 @@
     rows          a depthwise convolutions, one a row of Bᵀ, stride m, along each transformed axis
     products      one grouped convolution: for each of the a·a products a pointwise one (along an axis that
                   is not transformed, with the kernel's own taps), weights G W Gᵀ
-    outputs       Aᵀ from the left, one axis after the other, and the m·m outputs of a tile put in their places
+    outputs       Aᵀ from the left, one axis after the other, and the m·m outputs of a tile in their places
 
 The depthwise and the grouped convolutions run in ONNX Runtime's blocked layout. The weight stays as it was:
 its transform is written as nodes on a constant, which ONNX Runtime computes once, when it loads the model.
@@ -29,8 +29,8 @@ INPUT, WEIGHT, BIAS, OUTPUT = "input", "weight", "bias", "output"
 
 _WORDS: Final = ("row", "column")
 # Up to so many channels the rows are joined only when the columns are done, which reads less at a time: maps
-# of few channels are large. With more, fewer and larger nodes are faster. (Measured: 1.36 instead of 1.22 times
-# as fast as one Conv at 64 channels and 224 x 224, but 1.13 instead of 1.21 at 512 and 7 x 7.)
+# of few channels are large. With more, fewer and larger nodes are faster. (Measured: 1.36 instead of 1.22
+# times as fast as one Conv at 64 channels and 224 x 224, but 1.13 instead of 1.21 at 512 and 7 x 7.)
 _APART: Final = 64
 
 

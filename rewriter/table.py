@@ -1,8 +1,8 @@
 """The latency table: what every candidate costs on the target, measured alone as it will run.
 
-A candidate is timed with what fuses behind it, between neighbours in the runtime's own layout: what those cost
-is in all candidates and cancels in the difference, and differences are all that a choice needs; but what leaves
-that layout pays for it. Sites of one shape share their measurements.
+A candidate is timed with what fuses behind it, between neighbours in the runtime's own layout: what those
+cost is in all candidates and cancels in the difference, and differences are all that a choice needs; but what
+leaves that layout pays for it. Sites of one shape share their measurements.
 """
 
 from collections.abc import Callable, Mapping, Sequence
