@@ -164,6 +164,8 @@ def optimize(
         return graph.splice(base, trial.rewrites, _provenance(trial.plan)) if trial.rewrites else base
 
     trials, rounds = search.search(offers, judge.start, build, usage, progress)
+    if exact and trials and (cautious := search.cautious(offers, trials[0])) is not None:
+        trials.append(Trial(cautious, build(cautious), trials[0].usage))
     fallback = None if base is original else search.unchanged(offers)
 
     def retreat(limit: float) -> Trial | None:

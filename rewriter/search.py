@@ -16,6 +16,8 @@ _MARGIN = 0.9
 _ROUNDS = 8
 # Stop where the largest limit known to fit and the smallest known not to are this close.
 _CLOSE = 1.25
+# A form that takes at most this share of its site's time will gain in the network, too.
+_SURE = 0.75
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,6 +126,19 @@ def _everything(plan: Plan, sites: Sequence[Sequence[Candidate]]) -> bool:
     """Whether the plan takes the fastest candidate of every site: no limit would give a faster one."""
     fastest = sum(min(candidate.latency_ms for candidate in candidates) for candidates in sites)
     return plan.latency_ms <= fastest * (1 + 1e-9)
+
+
+def cautious(sites: Sequence[Sequence[Candidate]], trial: Trial) -> Plan | None:
+    """A plan within the same predicted drift that takes only what gains much at its site, or None.
+
+    What gains little where it is measured alone may lose in the network, where other layers use the caches.
+    """
+    sure = [
+        [each for each in offers if each is offers[0] or each.latency_ms < offers[0].latency_ms * _SURE]
+        for offers in sites
+    ]
+    plan = choose(sure, trial.plan.drift)
+    return plan if plan.rewritten and plan.chosen != trial.plan.chosen else None
 
 
 def unchanged(sites: Sequence[Sequence[Candidate]]) -> Trial:

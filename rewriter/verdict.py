@@ -114,7 +114,10 @@ def final_word(
             f"at least {timing.speedup_lower:.2f} at 99.9 % confidence where {min_speedup:g} was asked."
         )
         ending = Ending(None, verdict, None, measured, gates, timing, warnings)
-        queue = []  # the others are slower still
+        # of the others only those may be faster that leave alone what gained too little
+        queue = [other for other in queue if len(other.plan.rewritten) < len(trial.plan.rewritten)]
+        if looks == _LOOKS:
+            queue = []
     return ending
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from rewriter.conv import Conv, Cost, Rewrite
-from rewriter.plan import Candidate
-from rewriter.search import search
+from rewriter.plan import Candidate, choose
+from rewriter.search import Trial, cautious, search
 
 SKELETON = Rewrite(((Conv(np.zeros((1, 1, 1, 1), np.float32)),),))
 
@@ -54,3 +54,15 @@ def test_everything_fits_ends_early():
 def test_infinite_drift_never_passes():
     trials, _ = run(network(np.random.default_rng(1)), lambda plan: np.inf)
     assert trials == []
+
+
+def test_a_cautious_plan_takes_only_what_gains_much():
+    def offers(site, latency):
+        keep = Candidate(site, None, (), SKELETON, Cost(), 0.0, 0.0, 1.0)
+        return [keep, Candidate(site, "p", (1,), SKELETON, Cost(), 0.0, 0.1, latency)]
+
+    sites = [offers("a", 0.9), offers("b", 0.5)]
+    plan = choose(sites, 1.0)
+    trial = Trial(plan, None, 0.5)
+    assert [each.pass_name for each in cautious(sites, trial).chosen] == [None, "p"]
+    assert cautious(sites[1:], Trial(choose(sites[1:], 1.0), None, 0.5)) is None
