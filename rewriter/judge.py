@@ -1,6 +1,6 @@
 """The budgets and the samples that say whether a model keeps to them: some guide the choice, others judge."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,12 @@ from rewriter import drift
 from rewriter.drift import Budget, Drift, Verdict
 from rewriter.graph import Model
 from rewriter.runtime import Session, Target
-from rewriter.samples import Samples, load_function
+from rewriter.samples import Feeds, Samples, load_function
 
-# Outputs of the original are kept for the choosing samples, which every round needs again, up to this size.
+Outputs = list[npt.NDArray[Any]]
+
+# The original's outputs are made before the other model is loaded and, for the choosing samples, which every
+# round needs again, kept: up to about this size.
 _KEPT_BYTES = 1 << 29
 # Where no budget says how large a relative L2 drift may be, the search starts here.
 _FIRST_GUESS = 0.05
@@ -43,7 +46,7 @@ class Judge:
         self._choosing, self._final, self._seed = choosing, final, seed
         self._outputs = original.outputs
         self._original = original
-        self._kept: list[list[npt.NDArray[Any]]] = []
+        self._kept: Sequence[Outputs] = ()
         first = choosing.subset([0])
         drift.within(self._measure(original, first), self.budgets)
 
@@ -65,30 +68,32 @@ class Judge:
 
     def _measure(self, model: Model, samples: Samples) -> tuple[Drift, ...]:
         meter = drift.Meter(self._outputs, custom=self._custom, seed=self._seed)
-        batches = samples.batches()
+        batches = list(samples.batches())
+        references = self._references(samples, batches)
+        # one session at a time: each holds the weights of the whole model
         session = Session(model.bytes(), Target())
-        for (feeds, targets), before in zip(batches, self._references(samples), strict=True):
+        for index, (feeds, targets) in enumerate(batches):
+            before = references[index] if index < len(references) else self._original_outputs([feeds])[0]
             meter.update(before, list(session.run(feeds).values()), targets)
         return meter.result()
 
-    def _references(self, samples: Samples) -> Iterable[Sequence[npt.NDArray[Any]]]:
-        """The original's outputs, batch by batch."""
-        keep = samples is self._choosing
-        if keep:
-            yield from self._kept
-        size = sum(array.nbytes for outputs in self._kept for array in outputs)
-        rest = list(samples.batches())[len(self._kept) if keep else 0 :]
-        if not rest:
-            return
-        # made anew where it is needed: kept, it would hold the weights of a large model a second time
+    def _references(self, samples: Samples, batches: Sequence[tuple[Feeds, Any]]) -> Sequence[Outputs]:
+        """The original's outputs for the first of the batches, as many as may be kept."""
+        if samples is self._choosing and self._kept:
+            return self._kept
+        (first,) = self._original_outputs([batches[0][0]])
+        size = max(sum(array.nbytes for array in first), 1)
+        count = min(len(batches), max(_KEPT_BYTES // size, 1))
+        found = [first, *self._original_outputs([feeds for feeds, _ in batches[1:count]])]
+        if samples is self._choosing:
+            self._kept = found
+        return found
+
+    def _original_outputs(self, batches: Sequence[Feeds]) -> list[Outputs]:
+        if not batches:
+            return []
         session = Session(self._original.bytes(), Target())
-        for index, (feeds, _) in enumerate(rest, len(self._kept) if keep else 0):
-            outputs = list(session.run(feeds).values())
-            size += sum(array.nbytes for array in outputs)
-            # without gaps: once one batch was too much, none behind it is kept
-            if keep and size <= _KEPT_BYTES and index == len(self._kept):
-                self._kept.append(outputs)
-            yield outputs
+        return [list(session.run(feeds).values()) for feeds in batches]
 
 
 def _as_rel_l2(budget: Budget) -> float:

@@ -37,6 +37,7 @@ def sensitivities(
     seconds = max(perf_counter() - started, 1e-4)
     count = int(np.clip(_SECONDS / (seconds * (len(probed) + 1)), 1, len(batches)))
     reference += [list(session.run(batch).values()) for batch in batches[1:count]]
+    del session  # it holds the weights of the whole model, as each of those below
     found = {}
     for index, each in enumerate(probed):
         assert each.probe is not None
