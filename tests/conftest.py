@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 TESTS = Path(__file__).resolve().parent
 ZOO = TESTS.parent.parent / "shared" / "zoo"
@@ -47,3 +48,10 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8"), f"{path.name}: see --update-golden"
 
     return check
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_blas_thread():
+    """As the product does: several threads of linear algebra slow small factors down many times."""
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        yield
