@@ -8,6 +8,7 @@ only as `--evaluation`; the score in the table is measured over all of them.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import click
 
 HERE = Path(__file__).resolve()
-ZOO = HERE.parents[3] / "shared" / "zoo"
+ZOO = Path(os.environ.get("ZOO", HERE.parents[3] / "shared" / "zoo"))
 
 BUDGETS = {
     "imagenet_squeezenet_fp32": {"top1_drop": 1.0},
