@@ -1,9 +1,9 @@
 """Optimises real trained models and measures what their users care about, one process a case.
 
-    python tests/bench/zoo.py [--threads 1] [--out out/zoo] [CASE ...]
+    ZOO=FOLDER python tests/bench/zoo.py [--threads 1] [--out out/zoo] [CASE ...]
 
-The models, their inputs and metrics come from a folder `zoo` with a `cases.py` (see `--zoo`), which is not
-part of the project. The tool fits and chooses on a case's calibration inputs and sees its evaluation samples
+The models, their inputs and metrics come from a folder with a `cases.py`, which is not part of the project.
+The tool fits and chooses on a case's calibration inputs and sees its evaluation samples
 only as `--evaluation`; the score in the table is measured over all of them.
 """
 
