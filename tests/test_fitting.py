@@ -72,6 +72,9 @@ def drift(before, after, batches, tensor=None):
 class Recorder:
     """A pass that remembers what it made."""
 
+    exact = False
+    lowers = False
+
     def __init__(self, inner):
         self.inner, self.name, self.made = inner, inner.name, {}
         self.refuse, self.ranks = inner.refuse, inner.ranks
