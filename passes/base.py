@@ -1,13 +1,17 @@
-"""What a pass is."""
+"""What a pass is, and how the rewrites of one that fits end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Protocol
 
-from rewriter.conv import Conv, Grid, Ints, Metric, Rewrite
+from rewriter.conv import Branch, Conv, Grid, Ints, Rewrite
+from rewriter.metric import Metric, free_bias
 
 Rank = Ints
+
+# A rewrite with more multiply-adds than this share of the original's cannot pay.
+WORTHWHILE = 0.95
 
 
 class Pass(Protocol):
@@ -43,3 +47,11 @@ class Pass(Protocol):
         the same bits.
         """
         ...
+
+
+def finished(conv: Conv, branches: Iterable[Branch], metric: Metric) -> Rewrite:
+    """The sum of fitted chains, in the type of the original's weight, with the free bias."""
+    dtype = conv.weight.dtype
+    cast = [tuple(stage.with_(weight=stage.weight.astype(dtype)) for stage in branch) for branch in branches]
+    rewrite = Rewrite(tuple(cast))
+    return rewrite.with_bias(free_bias(conv, rewrite.dense(conv), metric.input).astype(dtype))

@@ -14,12 +14,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from passes.base import Rank
+from passes.base import WORTHWHILE, Rank, finished
 from rewriter import factor
-from rewriter.conv import Array, Conv, Grid, Metric, Rewrite, free_bias
-
-# A rewrite with more multiply-adds than this share of the original's cannot pay.
-WORTHWHILE = 0.95
+from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.metric import Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +50,14 @@ class ChannelSVD:
         ]
         for fitted in zip(*groups, strict=True):
             first, last = (np.concatenate(stage) for stage in zip(*fitted, strict=True))
-            yield _rewrite(conv, first, last, metric)
+            stages = (
+                conv.with_(weight=first.reshape(-1, *conv.weight.shape[1:]), bias=None),
+                Conv(last.reshape(*last.shape, *(1,) * len(conv.kernel_shape)), group=conv.group),
+            )
+            yield finished(conv, [stages], metric)
 
 
 def _limit(conv: Conv) -> float:
     """The rank of each group at which the rewrite stops being worth while: r (k + m) = WORTHWHILE·m·k."""
     _, outputs, size = conv.matrix.shape
     return float(min(WORTHWHILE * outputs * size / (outputs + size), outputs, size))
-
-
-def _rewrite(conv: Conv, first: Array, last: Array, metric: Metric) -> Rewrite:
-    dtype = conv.weight.dtype
-    first = first.reshape(-1, *conv.weight.shape[1:]).astype(dtype)
-    last = last.reshape(*last.shape, *(1,) * len(conv.kernel_shape)).astype(dtype)
-    rewrite = Rewrite(((conv.with_(weight=first, bias=None), Conv(last, group=conv.group)),))
-    return rewrite.with_bias(free_bias(conv, rewrite.dense(conv), metric.input).astype(dtype))

@@ -18,16 +18,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from passes.base import Rank
-from rewriter.conv import Conv, Grid, Metric, Rewrite, free_bias
+from passes import separable
+from passes.base import WORTHWHILE, Rank, finished
+from rewriter.conv import Conv, Grid, Rewrite
 from rewriter.factor.blocks import blocks_then_dense
-
-# A rewrite with more multiply-adds than this share of the original's cannot pay.
-WORTHWHILE = 0.95
-# More branches are dearer than a spatial factorisation of the same error.
-MOST = 4
-# With fewer channels a group the pointwise convolutions are too thin for any vector unit.
-THIN = 4
+from rewriter.metric import Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +35,15 @@ class DepthwisePointwise:
 
     def refuse(self, conv: Conv) -> str | None:
         """A depthwise or pointwise convolution, or one with too few channels."""
-        if conv.depthwise:
-            return "it is depthwise already"
-        if conv.taps == 1:
-            return "its kernel has one tap: there is nothing to convolve depthwise"
-        if conv.weight.shape[1] < THIN:
-            return f"it reads only {conv.weight.shape[1]} channels a group"
-        if not _affordable(conv):
+        if reason := separable.refuse(conv):
+            return reason
+        if not _branches(conv):
             return f"the weight {conv.weight.shape} in {conv.group} groups has no cheaper branches"
         return None
 
     def ranks(self, conv: Conv, grid: Grid) -> Sequence[Rank]:
         """One to four branches, as long as they are cheaper than the original."""
-        return [(rank,) for rank in range(1, _affordable(conv) + 1)]
+        return _branches(conv)
 
     def rewrites(self, conv: Conv, ranks: Sequence[Rank], metric: Metric) -> Iterator[Rewrite]:
         """The fit at each rank; a rank above the exact one gives the exact one."""
@@ -63,12 +54,11 @@ class DepthwisePointwise:
                 conv.matrix, metric.covariance, metric.weights(*conv.matrix.shape[:2]), strict=True
             )
         ]
-        dtype = conv.weight.dtype
         ones = (1,) * len(conv.kernel_shape)
         for fit in zip(*fits, strict=True):
             # [r, C, 1, *k] and [r, M, C/g, *1], the groups of the original one after the other.
-            first = np.concatenate([D.transpose(1, 0, 2) for D, _ in fit], axis=1).astype(dtype)
-            last = np.concatenate([P.transpose(2, 0, 1) for _, P in fit], axis=1).astype(dtype)
+            first = np.concatenate([D.transpose(1, 0, 2) for D, _ in fit], axis=1)
+            last = np.concatenate([P.transpose(2, 0, 1) for _, P in fit], axis=1)
             branches = [
                 (
                     conv.with_(
@@ -78,12 +68,11 @@ class DepthwisePointwise:
                 )
                 for D, P in zip(first, last, strict=True)
             ]
-            rewrite = Rewrite(tuple(branches))
-            yield rewrite.with_bias(free_bias(conv, rewrite.dense(conv), metric.input).astype(dtype))
+            yield finished(conv, branches, metric)
 
 
-def _affordable(conv: Conv) -> int:
-    """The most branches that are cheaper: r (T + m) = WORTHWHILE·T m, m the output channels of a group."""
+def _branches(conv: Conv) -> Sequence[Rank]:
+    """The branches that are cheaper: r (T + m) = WORTHWHILE·T m, m the output channels of a group."""
     outputs = conv.out_channels // conv.group
     limit = WORTHWHILE * conv.taps * outputs / (conv.taps + outputs)
-    return min(MOST, int(limit), conv.taps, outputs)
+    return separable.branches(limit, min(conv.taps, outputs))

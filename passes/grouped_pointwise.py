@@ -17,9 +17,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from passes.base import Rank
-from rewriter.conv import Conv, Grid, Metric, Rewrite, free_bias
+from passes.base import Rank, finished
+from rewriter.conv import Conv, Grid, Rewrite
 from rewriter.factor.blocks import blocks_then_dense
+from rewriter.metric import Metric
 
 # A rewrite with more multiply-adds than this share of the original's cannot pay: two stages, one of them in
 # groups, run at a lower rate than one.
@@ -95,18 +96,17 @@ class GroupedPointwise:
                 conv.matrix, metric.covariance, metric.weights(*conv.matrix.shape[:2]), strict=True
             )
         ]
-        dtype = conv.weight.dtype
         ones = (1,) * len(conv.kernel_shape)
         for (blocks, _), fit in zip(wanted, zip(*fits, strict=True), strict=True):
-            first = np.concatenate([D.reshape(-1, D.shape[2]) for D, _ in fit]).astype(dtype)
-            last = np.concatenate([P.reshape(len(P), -1) for _, P in fit]).astype(dtype)
+            first = np.concatenate([D.reshape(-1, D.shape[2]) for D, _ in fit])
+            last = np.concatenate([P.reshape(len(P), -1) for _, P in fit])
             grouped = conv.with_(
                 weight=first.reshape(-1, channels // blocks, *conv.kernel_shape),
                 bias=None,
                 group=conv.group * blocks,
             )
-            rewrite = Rewrite(((grouped, Conv(last.reshape(*last.shape, *ones), group=conv.group)),))
-            yield rewrite.with_bias(free_bias(conv, rewrite.dense(conv), metric.input).astype(dtype))
+            pointwise = Conv(last.reshape(*last.shape, *ones), group=conv.group)
+            yield finished(conv, [(grouped, pointwise)], metric)
 
 
 def _share(conv: Conv, size: int, written: int) -> float:

@@ -18,16 +18,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from passes.base import Rank
-from rewriter.conv import Array, Conv, Grid, Metric, Rewrite, free_bias
+from passes import separable
+from passes.base import WORTHWHILE, Rank, finished
+from rewriter.conv import Array, Conv, Grid, Rewrite
 from rewriter.factor.taps import dense_then_taps
-
-# A rewrite with more multiply-adds than this share of the original's cannot pay.
-WORTHWHILE = 0.95
-# More branches are dearer than a spatial factorisation of the same error.
-MOST = 4
-# With fewer channels a group the pointwise convolutions are too thin for any vector unit.
-THIN = 4
+from rewriter.metric import Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +35,15 @@ class PointwiseDepthwise:
 
     def refuse(self, conv: Conv) -> str | None:
         """A depthwise or pointwise one, one with few channels, or one whose strides make this form dearer."""
-        if conv.depthwise:
-            return "it is depthwise already"
-        if conv.taps == 1:
-            return "its kernel has one tap: there is nothing to convolve depthwise"
-        if conv.weight.shape[1] < THIN:
-            return f"it reads only {conv.weight.shape[1]} channels a group"
-        if not _affordable(conv):
+        if reason := separable.refuse(conv):
+            return reason
+        if not _branches(conv):
             return f"the weight {conv.weight.shape} with strides {conv.strides} has no cheaper branches"
         return None
 
     def ranks(self, conv: Conv, grid: Grid) -> Sequence[Rank]:
         """One to four branches, as long as they are cheaper than the original."""
-        return [(rank,) for rank in range(1, _affordable(conv) + 1)]
+        return _branches(conv)
 
     def rewrites(self, conv: Conv, ranks: Sequence[Rank], metric: Metric) -> Iterator[Rewrite]:
         """The fit at each rank; a rank above the exact one gives the exact one."""
@@ -62,13 +53,12 @@ class PointwiseDepthwise:
                 conv.matrix, metric.covariance, metric.weights(*conv.matrix.shape[:2]), strict=True
             )
         ]
-        dtype = conv.weight.dtype
         for fit in zip(*fits, strict=True):
             # [r, M, C/g] and [r, M, T], the groups of the original one after the other.
-            first = np.concatenate([Q.transpose(1, 0, 2) for Q, _ in fit], axis=1).astype(dtype)
-            last = np.concatenate([D.transpose(1, 0, 2) for _, D in fit], axis=1).astype(dtype)
-            rewrite = Rewrite(tuple(_branch(conv, Q, D) for Q, D in zip(first, last, strict=True)))
-            yield rewrite.with_bias(free_bias(conv, rewrite.dense(conv), metric.input).astype(dtype))
+            first = np.concatenate([Q.transpose(1, 0, 2) for Q, _ in fit], axis=1)
+            last = np.concatenate([D.transpose(1, 0, 2) for _, D in fit], axis=1)
+            branches = [_branch(conv, Q, D) for Q, D in zip(first, last, strict=True)]
+            yield finished(conv, branches, metric)
 
 
 def _branch(conv: Conv, Q: Array, D: Array) -> tuple[Conv, Conv]:
@@ -91,9 +81,9 @@ def _branch(conv: Conv, Q: Array, D: Array) -> tuple[Conv, Conv]:
     return first, last
 
 
-def _affordable(conv: Conv) -> int:
-    """The most branches that are cheaper: r (c s + T) < WORTHWHILE·c T, s input positions per output."""
+def _branches(conv: Conv) -> Sequence[Rank]:
+    """The branches that are cheaper: r (c s + T) < WORTHWHILE·c T, s input positions per output."""
     channels = conv.weight.shape[1]
     positions: int = prod(s for s, size in zip(conv.strides, conv.kernel_shape, strict=True) if size > 1)
     limit = WORTHWHILE * channels * conv.taps / (channels * positions + conv.taps)
-    return min(MOST, int(limit), conv.taps, int(channels))
+    return separable.branches(limit, min(conv.taps, channels))

@@ -14,12 +14,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from passes.base import Rank
+from passes.base import WORTHWHILE, Rank, finished
 from rewriter import factor
-from rewriter.conv import Array, Conv, Grid, Metric, Rewrite, free_bias
+from rewriter.conv import Array, Branch, Conv, Grid, Rewrite
+from rewriter.metric import Metric
 
-# A rewrite with more multiply-adds than this share of the original's cannot pay.
-WORTHWHILE = 0.95
 # The dearer order is tried only within this ratio of the cheaper one: a rank stands for one cost.
 LEVEL = 1.1
 
@@ -79,7 +78,7 @@ class SpatialSVD:
             vertical = min(totals, key=lambda order: totals[order])
             fits = [fits[index] for fits in found[vertical]]
             first, second = (np.concatenate([fit[part] for fit in fits]) for part in (0, 1))
-            yield _rewrite(conv, vertical, first, second, metric)
+            yield finished(conv, [_stages(conv, vertical, first, second)], metric)
 
 
 def _rank_macs(conv: Conv, vertical: bool) -> int:
@@ -112,8 +111,7 @@ def _limit(conv: Conv) -> float:
     return float(min(WORTHWHILE * outputs * size / dearest, full))
 
 
-def _rewrite(conv: Conv, vertical: bool, first: Array, second: Array, metric: Metric) -> Rewrite:
-    dtype = conv.weight.dtype
+def _stages(conv: Conv, vertical: bool, first: Array, second: Array) -> Branch:
     axes = (0, 1) if vertical else (1, 0)
     stages = []
     for axis, weight in zip(axes, (first, second), strict=True):
@@ -124,7 +122,7 @@ def _rewrite(conv: Conv, vertical: bool, first: Array, second: Array, metric: Me
         strides[axis], dilations[axis] = conv.strides[axis], conv.dilations[axis]
         stages.append(
             Conv(
-                np.expand_dims(weight, 2 + other).astype(dtype),
+                np.expand_dims(weight, 2 + other),
                 None,
                 tuple(strides),
                 tuple(pads),
@@ -132,5 +130,4 @@ def _rewrite(conv: Conv, vertical: bool, first: Array, second: Array, metric: Me
                 conv.group,
             )
         )
-    rewrite = Rewrite((tuple(stages),))
-    return rewrite.with_bias(free_bias(conv, rewrite.dense(conv), metric.input).astype(dtype))
+    return tuple(stages)

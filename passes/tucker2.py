@@ -17,12 +17,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from passes.base import Rank
+from passes.base import WORTHWHILE, Rank, finished
 from rewriter import factor
-from rewriter.conv import Array, Conv, Grid, Metric, Rewrite, free_bias
+from rewriter.conv import Array, Branch, Conv, Grid, Rewrite
+from rewriter.metric import Metric
 
-# A rewrite with more multiply-adds than this share of the original's cannot pay.
-WORTHWHILE = 0.95
 # The shares of the channels that are tried on the input side; on the output side the same share or the next.
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
 
@@ -77,7 +76,7 @@ class Tucker2:
         ]
         for fitted in zip(*fits, strict=True):
             P, G, U = (np.concatenate(stage) for stage in zip(*fitted, strict=True))
-            yield _rewrite(conv, P, G, U, metric)
+            yield finished(conv, [_stages(conv, P, G, U)], metric)
 
 
 def _share(conv: Conv, rank: tuple[int, int]) -> float:
@@ -96,24 +95,22 @@ def _snapped(wanted: float, channels: int, grid: Grid) -> int:
     return max(step * round(wanted / step), step)
 
 
-def _rewrite(conv: Conv, P: Array, G: Array, U: Array, metric: Metric) -> Rewrite:
-    dtype = conv.weight.dtype
+def _stages(conv: Conv, P: Array, G: Array, U: Array) -> Branch:
     axes = len(conv.kernel_shape)
     ones = (1,) * axes
     single = [taps == 1 for taps in conv.kernel_shape]
     # A stride and pads along an axis with one tap are cheaper, or only possible, on the first stage.
     first = Conv(
-        P.reshape(*P.shape, *ones).astype(dtype),
+        P.reshape(*P.shape, *ones),
         strides=tuple(stride if one else 1 for stride, one in zip(conv.strides, single, strict=True)),
         pads=tuple(pad if one else 0 for pad, one in zip(conv.pads, single * 2, strict=True)),
         group=conv.group,
     )
     core = Conv(
-        G.reshape(*G.shape[:2], *conv.kernel_shape).astype(dtype),
+        G.reshape(*G.shape[:2], *conv.kernel_shape),
         strides=tuple(1 if one else stride for stride, one in zip(conv.strides, single, strict=True)),
         pads=tuple(0 if one else pad for pad, one in zip(conv.pads, single * 2, strict=True)),
         dilations=conv.dilations,
         group=conv.group,
     )
-    rewrite = Rewrite(((first, core, Conv(U.reshape(*U.shape, *ones).astype(dtype), group=conv.group)),))
-    return rewrite.with_bias(free_bias(conv, rewrite.dense(conv), metric.input).astype(dtype))
+    return first, core, Conv(U.reshape(*U.shape, *ones), group=conv.group)

@@ -15,7 +15,8 @@ from typing import ClassVar
 import numpy as np
 
 from passes.base import Rank
-from rewriter.conv import Conv, Grid, Metric, Rewrite
+from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.metric import Metric
 from rewriter.winograd import Winograd
 
 # Outputs of a tile along each axis; which is best depends on the map's size, the channels and the caches.

@@ -7,16 +7,19 @@
 
 The house, from the ground up; nothing imports what stands below it here:
 
-    errors                the exceptions; every message says how to mend what is wrong
-    conv, linalg, factor  a convolution, its rewrites, their cost and error; factorisations, arrays to arrays
+    errors, progress      the exceptions; every message says how to mend what is wrong; stages of a run
+    conv, linalg, factor  a convolution, its rewrites and their cost; factorisations, arrays to arrays
+    metric                what a convolution's input looks like, and the error of a rewrite under it
     toomcook, winograd    the transforms of tiles; where they apply and what they cost
     lowering              how one convolution becomes nodes
-    samples               what the user has, cut into single samples
+    samples               single samples, in batches and in disjoint parts
+    sources, cutting      what the user has, read and cut into them
     graph                 the only room that knows ONNX: load, find convolutions, splice rewrites in, save
     runtime               the only room that knows ONNX Runtime: sessions with pinned options
     calibration           the statistics of every convolution's input
-    drift, latency        what the gates measure, with confidence intervals
+    drift, meter, budget, latency    what the gates measure, with confidence intervals
     plan                  candidates, and the fastest choice of them within a budget
+    judge                 models measured against the original, on samples kept for that
     fitting, sensitivity, table      candidates fitted to the samples, what each costs in drift and in time
     report                one `Report`; JSON, Markdown and terminal text are views of it
     search                plans tried on the network itself

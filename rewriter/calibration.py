@@ -18,7 +18,8 @@ import scipy.linalg
 import scipy.linalg.blas
 
 from rewriter import graph
-from rewriter.conv import Array, Conv, Ints, Moments, Rewrite
+from rewriter.conv import Array, Conv, Ints, Rewrite
+from rewriter.metric import Moments
 from rewriter.runtime import Session, Target
 from rewriter.samples import Feeds
 

@@ -10,7 +10,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from rewriter.errors import OptionError, RewriterError
 
 if TYPE_CHECKING:
+    from rewriter.progress import Progress
     from rewriter.report import Report
 
 FAILED, MISUSED, UNMET, INTERRUPTED = 1, 2, 3, 130
@@ -281,13 +283,13 @@ def _show(report: Report, written: Sequence[Path], quiet: bool) -> None:
 
 
 @contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def _progress(quiet: bool) -> Iterator[Progress]:
     """Yields what draws a vanishing bar for each stage on standard error; nothing where it is no terminal.
 
     The bar is drawn when it is called, never by a thread of its own, which would disturb the timing.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bars = Progress(
+    bars = Bars(
         *columns,
         console=Console(stderr=True),
         auto_refresh=False,

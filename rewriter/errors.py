@@ -10,6 +10,8 @@
 A convolution that cannot be rewritten is not an error: it is a `rewriter.conv.Refusal`, which is data.
 """
 
+from collections.abc import Iterable
+
 
 class RewriterError(Exception):
     """Something that the user can mend; the message is one line and says how."""
@@ -33,3 +35,14 @@ class OutputError(RewriterError):
 
 class OptionError(RewriterError):
     """An option's value makes no sense."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as a message tells them: 'a', 'b'."""
+    return ", ".join(f"'{name}'" for name in names) or "nothing"
+
+
+def brief(error: BaseException) -> str:
+    """An exception as one line."""
+    text = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,7 +1,7 @@
 """Passes and metrics -> rewrites: the survey of every candidate, and the refit of the chosen ones."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,26 +11,16 @@ import threadpoolctl
 
 from rewriter import calibration, linalg
 from rewriter.calibration import Joint, Walk
-from rewriter.conv import (
-    Array,
-    Conv,
-    Grid,
-    Ints,
-    Metric,
-    Moments,
-    Refusal,
-    Rewrite,
-    relative_error,
-)
+from rewriter.conv import Array, Conv, Grid, Ints, Refusal, Rewrite
 from rewriter.graph import Model, Site
+from rewriter.metric import Metric, Moments, relative_error
 from rewriter.plan import Candidate
+from rewriter.progress import Progress
 from rewriter.runtime import Target, cores
 from rewriter.samples import Feeds
 
 if TYPE_CHECKING:
     from passes.base import Pass
-
-Progress = Callable[[str, int, int], None]
 
 # The survey's probe: the candidate of a site whose relative error comes nearest to this stands for small
 # drifts.

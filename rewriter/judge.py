@@ -1,21 +1,25 @@
 """The budgets and the samples that say whether a model keeps to them: some guide the choice, others judge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rewriter import drift
-from rewriter.drift import Budget, Drift, Verdict
+from rewriter import budget, drift
+from rewriter.budget import Budget, Verdict
+from rewriter.drift import Drift
 from rewriter.graph import Model
+from rewriter.meter import Meter
 from rewriter.runtime import Session, Target
-from rewriter.samples import Feeds, Samples, load_function
+from rewriter.samples import Feeds, Samples
+from rewriter.sources import load_function
 
+Batch = tuple[Feeds, list[Any] | None]
 Outputs = list[npt.NDArray[Any]]
 
-# The original's outputs are made before the other model is loaded and, for the choosing samples, which every
-# round needs again, kept: up to about this size.
+# Both models run in turn on as many batches as have about so much of outputs, for two sessions at once would
+# hold the weights twice. The first part of the choosing samples, which every round needs again, is kept.
 _KEPT_BYTES = 1 << 29
 # Where no budget says how large a relative L2 drift may be, the search starts here.
 _FIRST_GUESS = 0.05
@@ -39,16 +43,16 @@ class Judge:
     def __init__(
         self, original: Model, budgets: Mapping[str, float], choosing: Samples, final: Samples, seed: int
     ) -> None:
-        self.budgets = [drift.budget(name, limit) for name, limit in budgets.items()]
+        self.budgets = [budget.checked(name, limit) for name, limit in budgets.items()]
         self._custom = {
             name: load_function(name, what="--max-drift") for name in budgets if name not in drift.MEASURES
         }
         self._choosing, self._final, self._seed = choosing, final, seed
         self._outputs = original.outputs
         self._original = original
-        self._kept: Sequence[Outputs] = ()
+        self._kept: list[Outputs] = []
         first = choosing.subset([0])
-        drift.within(self._measure(original, first), self.budgets)
+        budget.within(self._measure(original, first), self.budgets)
 
     @property
     def start(self) -> float:
@@ -59,52 +63,57 @@ class Judge:
     def usage(self, model: Model) -> float:
         """The largest share of a budget that a model takes on the choosing samples; at most 1 fits."""
         measured = self._measure(model, self._choosing)
-        return max(_share(verdict) for verdict in drift.within(measured, self.budgets))
+        return max(_share(verdict) for verdict in budget.within(measured, self.budgets))
 
     def verdicts(self, model: Model) -> tuple[tuple[Drift, ...], tuple[Verdict, ...]]:
         """Every measure on the final samples, and the verdict on every budget."""
         measured = self._measure(model, self._final)
-        return measured, drift.within(measured, self.budgets)
+        return measured, budget.within(measured, self.budgets)
 
     def _measure(self, model: Model, samples: Samples) -> tuple[Drift, ...]:
-        meter = drift.Meter(self._outputs, custom=self._custom, seed=self._seed)
+        meter = Meter(self._outputs, custom=self._custom, seed=self._seed)
         batches = list(samples.batches())
-        references = self._references(samples, batches)
-        # one session at a time: each holds the weights of the whole model
-        session = Session(model.bytes(), Target())
-        for index, (feeds, targets) in enumerate(batches):
-            before = references[index] if index < len(references) else self._original_outputs([feeds])[0]
-            meter.update(before, list(session.run(feeds).values()), targets)
+        references = self._kept if samples is self._choosing else []
+        while batches:
+            references = references or _outputs(self._original, batches, _KEPT_BYTES)
+            if samples is self._choosing and not self._kept:
+                self._kept = references
+            part, batches = batches[: len(references)], batches[len(references) :]
+            found = _run(model, part)
+            for (_, targets), before, after in zip(part, references, found, strict=True):
+                meter.update(before, after, targets)
+            references = []
         return meter.result()
 
-    def _references(self, samples: Samples, batches: Sequence[tuple[Feeds, Any]]) -> Sequence[Outputs]:
-        """The original's outputs for the first of the batches, as many as may be kept."""
-        if samples is self._choosing and self._kept:
-            return self._kept
-        (first,) = self._original_outputs([batches[0][0]])
-        size = max(sum(array.nbytes for array in first), 1)
-        count = min(len(batches), max(_KEPT_BYTES // size, 1))
-        found = [first, *self._original_outputs([feeds for feeds, _ in batches[1:count]])]
-        if samples is self._choosing:
-            self._kept = found
-        return found
 
-    def _original_outputs(self, batches: Sequence[Feeds]) -> list[Outputs]:
-        if not batches:
-            return []
-        session = Session(self._original.bytes(), Target())
-        return [list(session.run(feeds).values()) for feeds in batches]
+def _outputs(model: Model, batches: Sequence[Batch], most_bytes: int) -> list[Outputs]:
+    """A model's outputs for the first of the batches: as many as fit, at least one."""
+    found, total = [], 0
+    for outputs in _run(model, batches):
+        found.append(outputs)
+        size = sum(array.nbytes for array in outputs)
+        total += size
+        if total + size > most_bytes:
+            break
+    return found
 
 
-def _as_rel_l2(budget: Budget) -> float:
+def _run(model: Model, batches: Sequence[Batch]) -> Iterator[Outputs]:
+    """A model's outputs, batch by batch; its session lives no longer than this is iterated over."""
+    session = Session(model.bytes(), Target())
+    for feeds, _ in batches:
+        yield list(session.run(feeds).values())
+
+
+def _as_rel_l2(asked: Budget) -> float:
     """About the relative L2 drift that a budget allows."""
-    match budget.measure:
+    match asked.measure:
         case "rel_l2":
-            return budget.limit
+            return asked.limit
         case "noise_db":
-            return float(10 ** (budget.limit / 20))
+            return float(10 ** (asked.limit / 20))
         case "cosine_distance":
-            return float(np.sqrt(2 * max(budget.limit, 0.0)))
+            return float(np.sqrt(2 * max(asked.limit, 0.0)))
         case _:
             return _FIRST_GUESS
 

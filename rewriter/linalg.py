@@ -19,7 +19,12 @@ PANELS = 8
 
 
 def ridged(matrix: Array) -> Array:
-    """A symmetric matrix `[n, n]` in float64 with a ridge that makes it safely positive definite.
+    """A symmetric matrix `[n, n]` in float64 with a ridge that makes it safely positive definite."""
+    return rooted(matrix)[0]
+
+
+def rooted(matrix: Array) -> tuple[Array, Array]:
+    """The ridged matrix `[n, n]` and a lower triangular L with L Lᵀ the same but for some of the ridge.
 
     The ridge is RIDGE times the mean eigenvalue, raised tenfold until a Cholesky factor exists: moments
     summed from float32 products have eigenvalues a little below zero where patches are fewer than values. It
@@ -35,13 +40,13 @@ def ridged(matrix: Array) -> Array:
     while True:
         out[diagonal] += ridge
         try:
-            scipy.linalg.cholesky(out, lower=True, check_finite=False)
+            lower = scipy.linalg.cholesky(out, lower=True, check_finite=False)
         except np.linalg.LinAlgError:
             ridge *= 10
         else:
             # as much again, so that what is made from it stays positive definite too
             out[diagonal] += ridge
-            return out
+            return out, lower
 
 
 def cholesky(matrix: Array) -> Array:

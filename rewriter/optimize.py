@@ -1,28 +1,25 @@
 """`optimize`: a trained model and samples in; a faster model within a drift budget out, or a clear no."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rewriter import fitting, graph, prepare, runtime, search, table
-from rewriter.conv import Conv, Cost, Grid, Ints
+from rewriter.conv import Cost, Grid, Ints, Refusal
 from rewriter.errors import OutputError, SampleError
-from rewriter.fitting import Survey
 from rewriter.graph import Model
 from rewriter.judge import Judge
-from rewriter.plan import Candidate, Plan, choose
-from rewriter.report import Report, SiteReport, check_path, write
+from rewriter.plan import Plan, choose
+from rewriter.progress import Progress, silent
+from rewriter.report import Report, SiteReport, check_path, site_reports, write
 from rewriter.runtime import Target
-from rewriter.samples import Feeds, Source
-from rewriter.search import Rewrites, Trial
+from rewriter.samples import Feeds
+from rewriter.search import Rewrites, Round, Trial
 from rewriter.sensitivity import sensitivities
-from rewriter.verdict import final_word
-
-Progress = Callable[[str, int, int], None]
+from rewriter.sources import Source
+from rewriter.verdict import Ending, Job, final_word
 
 DEFAULT_MAX_DRIFT: Mapping[str, float] = {"rel_l2": 0.05}
 EXACT_MAX_DRIFT: Mapping[str, float] = {"rel_l2": 1e-5}
@@ -101,7 +98,7 @@ def optimize(
         ProviderError: The provider cannot be used here.
         OutputError: The output or a report cannot be written where it was asked for.
     """
-    progress = progress or (lambda stage, done, total: None)
+    progress = progress or silent
     target = Target(provider, threads)
     runtime.check_provider(provider)
     chosen_passes = prepare.named_passes(passes, exact)
@@ -126,6 +123,7 @@ def optimize(
         fit, choosing, final = prepare.split_samples(original, calibration, evaluation, seed)
     feeds = prepare.deployed_feeds(original, fit, batch, shapes or {})
     judge = Judge(original, budgets, choosing, final, seed)
+    job = Job(original, judge, feeds, target, min_speedup, seed, progress)
 
     # fitting and judging run on the CPU, whatever the target; threads that spin between runs would slow the
     # fits
@@ -172,32 +170,16 @@ def optimize(
         plan = choose(offers, limit)
         return Trial(plan, build(plan), 0.0) if plan.rewritten else None
 
-    ending = final_word(
-        original, trials, retreat, fallback, assemble, judge, feeds, target, min_speedup, seed, progress
-    )
-    accepted = ending.accepted
-    plan = None if accepted is None else accepted.plan
-    stays = [candidates[0] for candidates in timed]
-    became = stays if plan is None else plan.chosen
-    report = Report(
-        model=original.label.strip("'"),
-        verdict=ending.verdict,
-        improved=accepted is not None,
-        sites=tuple(
-            _site_report(each, in_shapes[each.site.name], candidates, taken)
-            for each, candidates, taken in zip(surveys, timed, became, strict=True)
-        ),
+    ending = final_word(job, trials, retreat, fallback, assemble)
+    taken = None if ending.accepted is None else ending.accepted.plan
+    report = _report(
+        job,
+        site_reports(surveys, timed, in_shapes, taken),
         refusals=(*refusals, *(refusal for each in surveys for refusal in each.refusals)),
-        steps=_steps(original, base) if accepted is not None else (),
-        before=sum((candidate.cost for candidate in stays), Cost()),
-        after=sum((candidate.cost for candidate in became), Cost()),
-        gates=ending.gates,
-        drift=ending.drift,
-        latency=ending.latency,
-        rounds=tuple(rounds),
+        steps=_steps(original, base),
+        rounds=rounds,
+        ending=ending,
         samples={"fit": sum(map(_count, batches)), "choose": len(choosing), "final": len(final)},
-        warnings=ending.warnings,
-        environment=runtime.versions(),
         settings={
             "exact": exact,
             "max-drift": budgets,
@@ -216,7 +198,40 @@ def optimize(
     for path in reports:
         write(report, path)
     best = original if ending.model is None else ending.model
-    return Result(best.proto, report, accepted is not None)
+    return Result(best.proto, report, report.improved)
+
+
+def _report(
+    job: Job,
+    sites: tuple[SiteReport, ...],
+    *,
+    refusals: tuple[Refusal, ...],
+    steps: tuple[str, ...],
+    rounds: Sequence[Round],
+    ending: Ending,
+    samples: dict[str, int],
+    settings: dict[str, object],
+) -> Report:
+    """All that is known of a run; `steps` are those of the model that was made, if one was."""
+    improved = ending.accepted is not None
+    return Report(
+        model=job.original.label.strip("'"),
+        verdict=ending.verdict,
+        improved=improved,
+        sites=sites,
+        refusals=refusals,
+        steps=steps if improved else (),
+        before=sum((site.before for site in sites), Cost()),
+        after=sum((site.after for site in sites), Cost()),
+        gates=ending.gates,
+        drift=ending.drift,
+        latency=ending.latency,
+        rounds=tuple(rounds),
+        samples=samples,
+        warnings=ending.warnings,
+        environment=runtime.versions(),
+        settings=settings,
+    )
 
 
 def _count(feeds: Feeds) -> int:
@@ -233,38 +248,3 @@ def _steps(original: Model, base: Model) -> tuple[str, ...]:
     if base is original:
         return ()
     return (f"{len(original.pinned)} weights are no longer graph inputs",)
-
-
-def _site_report(survey: Survey, shape: Ints, timed: Sequence[Candidate], became: Candidate) -> SiteReport:
-    """What a site was and became; `timed` begins with the site as it is."""
-    site, before = survey.site, timed[0]
-    reason = None
-    if became.pass_name is None:
-        if len(survey.candidates) == 1:
-            reason = "no pass has a form for it"
-        elif len(timed) == 1:
-            reason = "no form that keeps its output is faster here"
-        else:
-            reason = "within the budget other convolutions gain more"
-    return SiteReport(
-        node=site.name,
-        was=_describe(site.conv),
-        in_shape=shape,
-        became=became.pass_name,
-        rank=became.rank if became.pass_name else None,
-        before=before.cost,
-        after=became.cost,
-        predicted_error=float(np.sqrt(became.error)),
-        latency_before_ms=before.latency_ms if len(timed) > 1 else None,
-        latency_after_ms=became.latency_ms if len(timed) > 1 else None,
-        reason=reason,
-    )
-
-
-def _describe(conv: Conv) -> str:
-    """A convolution in a few characters: kernel, channels, then strides, dilations and groups where not 1."""
-    words = ["x".join(map(str, conv.kernel_shape)), f"{conv.in_channels}->{conv.out_channels}"]
-    for letter, values in (("s", conv.strides), ("d", conv.dilations), ("g", (conv.group,))):
-        if max(values) > 1:
-            words.append(letter + "x".join(map(str, values if len(set(values)) > 1 else values[:1])))
-    return " ".join(words)

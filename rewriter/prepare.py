@@ -13,7 +13,8 @@ from rewriter.conv import Ints, Refusal, Rewrite
 from rewriter.errors import ModelError, OptionError
 from rewriter.graph import Model, Site
 from rewriter.runtime import Target
-from rewriter.samples import Feeds, InputSpec, Samples, Source, load, split
+from rewriter.samples import Feeds, InputSpec, Samples, split
+from rewriter.sources import Source, load
 
 if TYPE_CHECKING:
     from passes.base import Pass

@@ -8,6 +8,7 @@ import numpy as np
 from rewriter.conv import Rewrite
 from rewriter.graph import Site
 from rewriter.plan import Candidate, Plan, choose
+from rewriter.progress import Progress
 
 Rewrites = Sequence[tuple[Site, Rewrite]]
 
@@ -59,7 +60,7 @@ def search(
     start: float,
     build: Callable[[Plan], Rewrites],
     usage: Callable[[Rewrites], float],
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[list[Trial], list[Round]]:
     """Trials within budget, fastest first, and the record of every round.
 

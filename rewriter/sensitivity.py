@@ -1,6 +1,6 @@
 """How much the model's outputs care about an error at a site, measured through the network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from rewriter import graph
 from rewriter.fitting import Survey
+from rewriter.progress import Progress
 from rewriter.runtime import Session, Target
 from rewriter.samples import Feeds
 
@@ -23,7 +24,7 @@ def sensitivities(
     surveys: Sequence[Survey],
     batches: Sequence[Feeds],
     target: Target,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> dict[str, float]:
     """Squared relative drift of the outputs for each unit of squared relative error at a site, by site name.
 

@@ -5,7 +5,7 @@ cost is in all candidates and cancels in the difference, and differences are all
 leaves that layout pays for it. Sites of one shape share their measurements.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -15,6 +15,7 @@ from rewriter import graph, latency
 from rewriter.conv import Conv, Ints, Rewrite
 from rewriter.graph import Site
 from rewriter.plan import Candidate, undominated
+from rewriter.progress import Progress
 from rewriter.runtime import Target
 
 Key = tuple[object, ...]
@@ -32,7 +33,7 @@ def measure(
     sites: Sequence[tuple[Site, Sequence[Candidate]]],
     shapes: Mapping[str, Ints],
     target: Target,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> list[list[Candidate]]:
     """The candidates of every site with their latencies, those that are beaten or not worth it dropped.
 

@@ -4,21 +4,44 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rewriter import latency
-from rewriter.drift import Drift, Verdict
+from rewriter.budget import Verdict
+from rewriter.drift import Drift
 from rewriter.graph import Model
 from rewriter.judge import Judge
 from rewriter.latency import Latency
+from rewriter.progress import Progress
 from rewriter.report import Gate
 from rewriter.runtime import Target
 from rewriter.samples import Feeds
 from rewriter.search import Trial
 
-Progress = Callable[[str, int, int], None]
-
 # The final samples are looked at for so many trials at most, the fastest first.
 _LOOKS = 4
 # A trial after one that was over budget has at most this share of its predicted squared drift.
 _RETREAT = 0.4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """What is asked for: a model that is faster than another and keeps to its budgets.
+
+    Attributes:
+        original: The model as it came.
+        judge: The budgets, and the samples that tell whether a model keeps to them.
+        feeds: What to time models with.
+        target: How they are deployed.
+        min_speedup: What the lower bound of the speed-up must reach.
+        seed: Of all that is drawn: patches and intervals.
+        progress: Told what is being done.
+    """
+
+    original: Model
+    judge: Judge
+    feeds: Feeds
+    target: Target
+    min_speedup: float
+    seed: int
+    progress: Progress
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,17 +58,11 @@ class Ending:
 
 
 def final_word(
-    original: Model,
+    job: Job,
     trials: Sequence[Trial],
     retreat: Callable[[float], Trial | None],
     fallback: Trial | None,
     assemble: Callable[[Trial], Model],
-    judge: Judge,
-    feeds: Feeds,
-    target: Target,
-    min_speedup: float,
-    seed: int,
-    progress: Progress,
 ) -> Ending:
     """The first of the trials, fastest first, that keeps to the budgets on the final samples and is faster.
 
@@ -53,17 +70,11 @@ def final_word(
     often they may be looked at before the look itself becomes a choice.
 
     Args:
-        original: The model as it came.
+        job: What the trials must keep to.
         trials: What the search found, fastest first.
         retreat: Makes a trial with at most so much predicted squared drift, for when these run out.
         fallback: The model with its exact steps alone, if there are any; tried last.
         assemble: Puts a trial's model together.
-        judge: The budgets and the final samples.
-        feeds: What to time both models with.
-        target: How they are deployed.
-        min_speedup: What the lower bound of the speed-up must reach.
-        seed: Of the intervals.
-        progress: Told while the models are timed.
     """
     ending = Ending(
         None,
@@ -79,7 +90,7 @@ def final_word(
             trial, fallback = fallback, None
         looks += 1
         model = assemble(trial)
-        measured, verdicts = judge.verdicts(model)
+        measured, verdicts = job.judge.verdicts(model)
         gates = tuple(_gate(verdict) for verdict in verdicts)
         warnings = tuple(verdict.warning for verdict in verdicts if verdict.warning is not None)
         if looks > 1:
@@ -96,14 +107,14 @@ def final_word(
                 queue = [smaller]
             continue
         timing = latency.compare(
-            original.bytes(),
+            job.original.bytes(),
             model.bytes(),
-            feeds,
-            target,
-            seed=seed,
-            progress=lambda done, total: progress("comparing", done, total),
+            job.feeds,
+            job.target,
+            seed=job.seed,
+            progress=lambda done, total: job.progress("comparing", done, total),
         )
-        if timing.speedup_lower >= min_speedup:
+        if timing.speedup_lower >= job.min_speedup:
             verdict = (
                 f"{timing.speedup:.2f} times as fast (95 % interval {timing.speedup_low:.2f} to "
                 f"{timing.speedup_high:.2f}), {_told(gates)}."
@@ -111,7 +122,7 @@ def final_word(
             return Ending(trial, verdict, model, measured, gates, timing, warnings)
         verdict = (
             f"Nothing was written: within budget ({_told(gates)}), but {timing.speedup:.2f} times as fast, "
-            f"at least {timing.speedup_lower:.2f} at 99.9 % confidence where {min_speedup:g} was asked."
+            f"at least {timing.speedup_lower:.2f} at 99.9 % confidence where {job.min_speedup:g} was asked."
         )
         ending = Ending(None, verdict, None, measured, gates, timing, warnings)
         # of the others only those may be faster that leave alone what gained too little

@@ -5,7 +5,8 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from rewriter import calibration
-from rewriter.conv import Conv, Moments
+from rewriter.conv import Conv
+from rewriter.metric import Moments
 
 
 def reference(conv, x):

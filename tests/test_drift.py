@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rewriter import drift
-from rewriter.drift import Budget, Drift, Meter
-from rewriter.errors import OptionError, SampleError
+from rewriter import budget, drift
+from rewriter.budget import Budget
+from rewriter.drift import Drift
+from rewriter.errors import SampleError
+from rewriter.meter import Meter
 
 
 def measured(
@@ -152,7 +154,7 @@ def test_what_is_not_finite_never_passes(bad: float, rng: np.random.Generator) -
     assert {each.measure for each in drifts} == set(drift.MEASURES) - {"psnr_drop_db"}
     assert all(each.value == each.high == math.inf for each in drifts)
     assert all(each.worst == 2 for each in drifts)
-    assert not drift.within(drifts, [Budget("rel_l2", 1e300)])[0].passed
+    assert not budget.within(drifts, [Budget("rel_l2", 1e300)])[0].passed
 
 
 def test_infinities_of_the_original_are_no_drift() -> None:
@@ -299,66 +301,3 @@ def test_targets_that_fit_no_output_are_for_custom_measures() -> None:
     assert ("top1_drop", None) not in found
     found = measured(np.ones((2, 4)), np.ones((2, 4)), targets=[np.ones(2), np.ones(3)])
     assert ("top1_drop", None) not in found
-
-
-# --- budgets ----------------------------------------------------------------
-
-
-def test_budgets_are_read() -> None:
-    assert drift.parse_budget("rel_l2=0.05") == Budget("rel_l2", 0.05)
-    assert drift.parse_budget("noise_db=-40") == Budget("noise_db", -40.0)
-    assert drift.parse_budget("a=b/m.py:f=1e-3") == Budget("a=b/m.py:f", 0.001)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("rel_l2", "NAME=VALUE"),
-        ("l2=0.1", r"unknown measure 'l2'; known are rel_l2, max_abs.*file\.py:function"),
-        ("rel_l2=much", "not a number"),
-        ("rel_l2=nan", "not a number"),
-        ("rel_l2=inf", "not a number"),
-        ("rel_l2=-1", "negative"),
-    ],
-)
-def test_senseless_budgets(text: str, says: str) -> None:
-    with pytest.raises(OptionError, match=says):
-        drift.parse_budget(text)
-
-
-def test_verdicts_go_by_the_estimate_of_the_whole() -> None:
-    drifts = [Drift("rel_l2", None, 0.05, 0.04, 0.07, 50, 0), Drift("rel_l2", "b", 0.01, 0.0, 0.1, 50, 0)]
-    passed, failed = drift.within(drifts, [Budget("rel_l2", 0.05), Budget("rel_l2", 0.04)])
-    assert passed.passed
-    assert passed.warning is None
-    assert passed.drift is drifts[0]
-    assert not failed.passed
-
-
-@pytest.mark.parametrize(
-    ("measure", "low", "high", "samples", "limit", "says"),
-    [
-        ("rel_l2", 0.0, 0.3, 14, 0.1, "14 samples are too few for rel_l2 = 0.1: the interval is ±0.15"),
-        ("top1_flips", 0.0, 1.0, 50, 1.0, "one sample is 2 per cent"),
-        ("noise_db", -50.0, -40.0, 1, -30.0, "1 sample is too few"),
-        ("noise_db", -46.0, -41.0, 9, -30.0, "fewer than 10"),
-        ("noise_db", -46.0, -41.0, 10, -30.0, None),
-        ("top1_drop", 0.0, 1.0, 100, 1.0, None),
-    ],
-)
-def test_too_few_samples_are_said(
-    measure: str, low: float, high: float, samples: int, limit: float, says: str | None
-) -> None:
-    drifts = [Drift(measure, None, low, low, high, samples, 0)]
-    warning = drift.within(drifts, [Budget(measure, limit)])[0].warning
-    assert warning is None if says is None else says in str(warning)
-
-
-@pytest.mark.parametrize(
-    ("measure", "says"),
-    [("top1_drop", "needs integer labels"), ("kl", "class scores"), ("psnr_drop_db", "target images")],
-)
-def test_a_budget_that_cannot_be_measured_says_what_is_missing(measure: str, says: str) -> None:
-    found = measured(np.ones((2, 3, 4, 4)), np.ones((2, 3, 4, 4)))
-    with pytest.raises(SampleError, match=says):
-        drift.within(list(found.values()), [Budget(measure, 1.0)])

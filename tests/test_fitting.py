@@ -7,7 +7,8 @@ import passes
 from passes.channel_svd import ChannelSVD
 from rewriter import calibration, fitting, graph
 from rewriter.calibration import Walk
-from rewriter.conv import Conv, Cost, Grid, Metric, Rewrite
+from rewriter.conv import Conv, Cost, Grid, Rewrite
+from rewriter.metric import Metric
 from rewriter.plan import Candidate
 from rewriter.runtime import Target
 

@@ -16,11 +16,11 @@ FILES = sorted(path for package in ("rewriter", "passes") for path in (ROOT / pa
 
 # A module imports from tiers above its own, or from its own as long as that makes no circle.
 TIERS = (
-    {"errors", "linalg", "toomcook"},
+    {"errors", "linalg", "progress", "toomcook"},
     {"conv", "factor", "winograd"},
-    {"lowering", "samples"},
+    {"cutting", "lowering", "metric", "samples", "sources"},
     {"graph", "runtime", "_worker"},
-    {"_measures", "calibration", "drift", "latency"},
+    {"_measures", "budget", "calibration", "drift", "latency", "meter"},
     {"plan"},
     {"fitting", "judge", "prepare", "search", "sensitivity", "table"},
     {"report"},
@@ -31,7 +31,15 @@ TIERS = (
 )
 TIER = {f"rewriter.{room}": index for index, rooms in enumerate(TIERS) for room in rooms}
 
-PASSES_KNOW = {"rewriter.conv", "rewriter.factor", "rewriter.linalg", "rewriter.winograd", "passes.base"}
+PASSES_KNOW = {
+    "rewriter.conv",
+    "rewriter.factor",
+    "rewriter.linalg",
+    "rewriter.metric",
+    "rewriter.winograd",
+    "passes.base",
+    "passes.separable",
+}
 KNOW_PASSES = {"rewriter.optimize", "rewriter.prepare", "rewriter.inspect"}
 ONLY_ROOM = {
     "onnx": "rewriter.graph",

@@ -162,6 +162,29 @@ def test_kept_references_are_the_recomputed_ones(original, louder, samples, monk
     assert runs == expected[kept]
 
 
+@pytest.mark.parametrize("kept", [0, 1 << 29])
+def test_one_session_is_alive_at_a_time(original, louder, samples, monkeypatch, kept):
+    monkeypatch.setattr(judge, "_KEPT_BYTES", kept)
+    alive, most = [], []
+
+    class Counted(judge.Session):
+        def __init__(self, data, target):
+            super().__init__(data, target)
+            alive.append(None)
+            most.append(len(alive))
+
+        def __del__(self):
+            alive.pop()
+
+    monkeypatch.setattr(judge, "Session", Counted)
+    found = Judge(original, {"rel_l2": 0.05}, samples(40), samples(40), 0)
+    found.usage(louder)
+    found.usage(louder)
+    found.verdicts(louder)
+    assert max(most) == 1
+    assert not alive
+
+
 def test_final_samples_are_never_kept(original, louder, samples):
     found = Judge(original, {"rel_l2": 0.05}, samples(4), samples(4), 0)
     assert found.verdicts(louder)[1][0].drift.value == pytest.approx(0.01, rel=CLOSE)

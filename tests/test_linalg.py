@@ -35,6 +35,19 @@ def test_ridged_zero_is_positive_definite():
     assert np.all(np.isfinite(linalg.cholesky(linalg.ridged(np.zeros((3, 3))))))
 
 
+@pytest.mark.parametrize("shift", [0.0, -1e-6])
+def test_rooted_is_a_ridged_matrix_with_its_root(rng, shift):
+    rows = rng.standard_normal((8, 3))
+    matrix = rows @ rows.T + shift * np.eye(8)
+    found, lower = linalg.rooted(matrix)
+    assert np.array_equal(found, linalg.ridged(matrix))
+    assert np.array_equal(lower, np.tril(lower))
+    # the last of the ridges, which only the matrix has
+    rest = np.diag(found - lower @ lower.T)
+    assert np.allclose(rest, rest[0], rtol=1e-3)
+    assert 0.0 < rest[0] <= 1e-4
+
+
 def test_cholesky_is_lower_and_squares_to_the_matrix(rng):
     matrix = _positive(rng, 7)
     lower = linalg.cholesky(matrix)

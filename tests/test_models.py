@@ -7,7 +7,8 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from rewriter.samples import InputSpec, load
+from rewriter.samples import InputSpec
+from rewriter.sources import load
 
 MODELS = Path(__file__).parent.parent / "models"
 MODEL = MODELS / "digits.onnx"

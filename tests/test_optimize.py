@@ -16,7 +16,7 @@ import residual
 import rewriter
 from rewriter import cli, graph, prepare, search
 from rewriter.errors import OptionError, OutputError
-from rewriter.samples import load
+from rewriter.sources import load
 
 MODELS = Path(__file__).parent.parent / "models"
 PASSES = ("channel_svd", "tucker2")

@@ -9,7 +9,8 @@ import pytest
 
 import passes
 from rewriter import graph
-from rewriter.conv import Conv, Grid, Metric, Moments, Rewrite, free_bias, relative_error, squared_error
+from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.metric import Metric, Moments, free_bias, relative_error, squared_error
 
 SAMPLES = 24
 GRID = Grid(4)

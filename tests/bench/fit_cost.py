@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 import passes
-from rewriter.conv import Conv, Grid, Metric, Moments
+from rewriter.conv import Conv, Grid
+from rewriter.metric import Metric, Moments
 
 
 def metric(channels, rng):

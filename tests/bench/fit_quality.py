@@ -16,7 +16,8 @@ import onnx
 import onnxruntime
 
 import passes
-from rewriter.conv import Conv, Grid, Metric, Moments
+from rewriter.conv import Conv, Grid
+from rewriter.metric import Metric, Moments
 
 
 def sites(model, skip, count):

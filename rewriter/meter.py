@@ -1,0 +1,207 @@
+"""The outputs of two models, batch after batch -> every measure of drift that they allow."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewriter import _measures
+from rewriter.drift import MEASURES, Drift, energies, means
+from rewriter.errors import SampleError
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+Custom = Callable[[list[Array], list[Array], Any], float]
+
+
+class Meter:
+    """Takes the outputs of both models batch after batch and ends with their drift.
+
+    Args:
+        names: Names of the outputs, in the order in which they will come.
+        custom: Further measures by name: functions of one sample's outputs before and after (lists of arrays
+            with a batch of 1) and of its target.
+        peak: Peak of target images; None reads it from the first targets, 1 or 255.
+        seed: Seeds the bootstrap.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        custom: Mapping[str, Custom] | None = None,
+        peak: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._names = tuple(names)
+        self._custom = dict(custom or {})
+        self._peak = peak
+        self._seed = seed
+        self._scores: dict[str, _measures.Scores | None] = {}
+        # the output that the targets are for: its name, and what kind
+        self._target: tuple[str, str] | None = None
+        self._values: dict[tuple[str, str | None], list[Floats]] = {}
+
+    def update(
+        self, before: Sequence[Array], after: Sequence[Array], targets: Sequence[Any] | None = None
+    ) -> None:
+        """Takes one batch.
+
+        The first axis of the outputs is the batch. Where the outputs differ in it (boxes of a detector, say)
+        the whole batch is taken for one sample.
+
+        Args:
+            before: The original's outputs, in the order of the names.
+            after: The other model's, in the same order.
+            targets: One target a sample: class labels, class maps or images.
+
+        Raises:
+            SampleError: A custom measure failed, or the targets do not match the samples in number.
+        """
+        before, after = [np.asarray(x) for x in before], [np.asarray(x) for x in after]
+        sizes = {x.shape[0] if x.ndim else None for x in (*before, *after)}
+        size = next(iter(sizes)) if len(sizes) == 1 else None
+        if size is None:
+            before, after = [x[None] for x in before], [x[None] for x in after]
+            size = 1
+        if size == 0:
+            return
+        if targets is not None and len(targets) != size:
+            raise SampleError(f"{len(targets)} targets for {size} samples; give one target a sample")
+        for name, b, a in zip(self._names, before, after, strict=True):
+            self._compare(name, b, a, size)
+        if targets is not None:
+            self._judge(before, after, targets)
+        for measure, function in self._custom.items():
+            values = np.array(
+                [self._ask(measure, function, before, after, targets, index) for index in range(size)]
+            )
+            self._add(measure, None, values)
+
+    def result(self) -> tuple[Drift, ...]:
+        """Returns every measure that these samples allow: the model as a whole first, then single outputs.
+
+        Raises:
+            SampleError: No samples came.
+        """
+        if not self._values:
+            raise SampleError("no samples to measure drift on; give at least one")
+        values = {key: np.concatenate(parts) for key, parts in self._values.items()}
+        drifts = []
+        for measure in (*MEASURES, *self._custom):
+            if measure in ("rel_l2", "noise_db"):
+                error = {name: values["error", name] for name in self._names}
+                energy = {name: values["energy", name] for name in self._names}
+                drifts += energies(measure, error, energy, self._seed)
+                continue
+            found = {name: sums for (key, name), sums in values.items() if key == measure}
+            if found:
+                drifts += means(measure, found, self._single(measure, found), self._seed)
+        return tuple(drifts)
+
+    def _single(self, measure: str, found: Mapping[str | None, Floats]) -> bool:
+        """Whether a sample's value is all or nothing: one row of scores."""
+        if measure not in ("top1_flips", "top1_drop", "top5_drop") or len(found) != 1:
+            return False
+        name = next(iter(found)) or (self._target or ("", ""))[0]
+        how = self._scores.get(name)
+        return how is not None and how.single
+
+    def _add(self, measure: str, output: str | None, values: Floats) -> None:
+        self._values.setdefault((measure, output), []).append(values)
+
+    def _compare(self, name: str, before: Array, after: Array, size: int) -> None:
+        numeric = all(np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_ for x in (before, after))
+        if before.shape != after.shape or not numeric:
+            # another number of boxes, say, or strings: equal or not, nothing between
+            lost = 0.0 if before.shape == after.shape and bool((before == after).all()) else np.inf
+            for measure in ("error", "max_abs", "cosine_distance"):
+                self._add(measure, name, np.full(size, lost))
+            self._add("energy", name, np.ones(size))
+            return
+        found = _measures.distances(before, after)
+        for measure, values in (
+            ("error", found.error),
+            ("energy", found.energy),
+            ("max_abs", found.largest),
+            ("cosine_distance", found.cosine),
+        ):
+            self._add(measure, name, values)
+        if name not in self._scores:  # the first batch decides, so that all samples are read alike
+            self._scores[name] = _measures.scores(before)
+        how = self._scores[name]
+        if how is not None:
+            spoilt = ~np.isfinite(found.error)
+            with np.errstate(invalid="ignore"):
+                for measure, values in (
+                    ("kl", _measures.kl(before, after, how)),
+                    ("top1_flips", _measures.flips(before, after, how)),
+                ):
+                    self._add(measure, name, np.where(spoilt, np.inf, values))
+
+    def _judge(self, before: Sequence[Array], after: Sequence[Array], targets: Sequence[Any]) -> None:
+        """Adds what needs targets, on the first output that they fit."""
+        try:
+            target = np.stack([np.asarray(each) for each in targets])
+        except ValueError:
+            return  # of several shapes, or no arrays at all: for custom measures only
+        for name, b, a in zip(self._names, before, after, strict=True):
+            kind = self._fits(name, b, target)
+            if kind is None or self._target not in (None, (name, kind)) or a.shape != b.shape:
+                continue
+            self._target = (name, kind)
+            spoilt = ~np.isfinite(a.reshape(len(a), -1).astype(np.float64)).all(axis=1)
+            if kind == "image":
+                self._peak = self._peak or _measures.peak_of(target)
+                lost = {
+                    "psnr_drop_db": _measures.psnr_db(b, target, self._peak)
+                    - _measures.psnr_db(a, target, self._peak)
+                }
+            else:
+                how = self._scores[name]
+                assert how is not None
+                lost = {
+                    f"top{top}_drop": _measures.hits(b, target, how, top)
+                    - _measures.hits(a, target, how, top)
+                    for top in (1, 5)
+                    if b.shape[how.axis] > top
+                }
+            for measure, values in lost.items():
+                self._add(measure, None, np.where(spoilt, np.inf, values))
+            return
+
+    def _fits(self, name: str, output: Array, target: Array) -> str | None:
+        how = self._scores.get(name)
+        if np.issubdtype(target.dtype, np.integer) and how is not None:
+            rows = output.size // (len(output) * output.shape[how.axis])
+            return "labels" if target.size == len(output) * rows else None
+        image = output.ndim >= 3 and output.shape == target.shape
+        numeric = np.issubdtype(target.dtype, np.number)
+        return "image" if image and numeric and np.issubdtype(output.dtype, np.floating) else None
+
+    def _ask(
+        self,
+        measure: str,
+        function: Custom,
+        before: Sequence[Array],
+        after: Sequence[Array],
+        targets: Sequence[Any] | None,
+        index: int,
+    ) -> float:
+        one = slice(index, index + 1)
+        try:
+            value = float(
+                function(
+                    [x[one] for x in before],
+                    [x[one] for x in after],
+                    None if targets is None else targets[index],
+                )
+            )
+        except Exception as error:
+            raise SampleError(
+                f"measure {measure!r} failed on a sample: {type(error).__name__}: {error}; "
+                "it takes (before, after, target) and returns a number"
+            ) from error
+        return math.inf if math.isnan(value) else value

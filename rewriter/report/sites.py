@@ -1,0 +1,68 @@
+"""What every site was and became, from its candidates and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rewriter.conv import Conv, Ints
+from rewriter.fitting import Survey
+from rewriter.plan import Candidate, Plan
+from rewriter.report.content import SiteReport
+
+
+def site_reports(
+    surveys: Sequence[Survey],
+    timed: Sequence[Sequence[Candidate]],
+    shapes: Mapping[str, Ints],
+    plan: Plan | None,
+) -> tuple[SiteReport, ...]:
+    """One report a site.
+
+    Args:
+        surveys: Of the sites.
+        timed: Of each the candidates that were left, the site as it is first.
+        shapes: The shape of each site's input as deployed, batch first, by site name.
+        plan: What was chosen, or None where every site stays as it is.
+    """
+    became = [candidates[0] for candidates in timed] if plan is None else plan.chosen
+    return tuple(
+        _site_report(survey, shapes[survey.site.name], candidates, taken)
+        for survey, candidates, taken in zip(surveys, timed, became, strict=True)
+    )
+
+
+def _site_report(survey: Survey, shape: Ints, timed: Sequence[Candidate], became: Candidate) -> SiteReport:
+    """What a site was and became; `timed` begins with the site as it is."""
+    site, before = survey.site, timed[0]
+    reason = None
+    if became.pass_name is None:
+        if len(survey.candidates) == 1:
+            reason = "no pass has a form for it"
+        elif len(timed) == 1:
+            reason = "no form that keeps its output is faster here"
+        else:
+            reason = "within the budget other convolutions gain more"
+    return SiteReport(
+        node=site.name,
+        was=_describe(site.conv),
+        in_shape=shape,
+        became=became.pass_name,
+        rank=became.rank if became.pass_name else None,
+        before=before.cost,
+        after=became.cost,
+        predicted_error=float(np.sqrt(became.error)),
+        latency_before_ms=before.latency_ms if len(timed) > 1 else None,
+        latency_after_ms=became.latency_ms if len(timed) > 1 else None,
+        reason=reason,
+    )
+
+
+def _describe(conv: Conv) -> str:
+    """A convolution in a few characters: kernel, channels, then strides, dilations and groups where not 1."""
+    words = ["x".join(map(str, conv.kernel_shape)), f"{conv.in_channels}->{conv.out_channels}"]
+    for letter, values in (("s", conv.strides), ("d", conv.dilations), ("g", (conv.group,))):
+        if max(values) > 1:
+            words.append(letter + "x".join(map(str, values if len(set(values)) > 1 else values[:1])))
+    return " ".join(words)
