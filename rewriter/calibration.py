@@ -51,6 +51,7 @@ class Walk:
     def __init__(
         self, model: graph.Model, sites: Sequence[graph.Site], batches: Sequence[Feeds], target: Target
     ) -> None:
+        self._model = model
         self._sites = list(sites)
         self._segments = graph.segments(model, sites)
         self._target = target
@@ -81,6 +82,21 @@ class Walk:
         """The model's outputs behind the last site, one list a batch."""
         self._run()
         return [[live[name] for name in self._names] for live in self._live]
+
+    def outputs_if(self, outputs: Sequence[Array]) -> list[list[npt.NDArray[Any]]]:
+        """The model's outputs, one list a batch, if the site whose inputs were taken gave these; go not on."""
+        site = self._sites[self._next]
+        segment = graph.segments(self._model, [site])[1]
+        piece = segment.model
+        session = None if piece is None else Session(piece, self._target)
+        found = []
+        for live, output in zip(self._live, outputs, strict=True):
+            values = {**live, site.output: output}
+            if session is not None:
+                feeds = {name: values[name] for name in segment.inputs}
+                values.update(session.run(feeds, segment.outputs))
+            found.append([values[name] for name in self._names])
+        return found
 
     @property
     def live_bytes(self) -> int:

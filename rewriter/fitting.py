@@ -62,6 +62,7 @@ def survey(
     passes: Sequence["Pass"],
     grid: Grid,
     batches: Sequence[Feeds],
+    weights: Mapping[str, Array],
     seed: int,
     target: Target,
     progress: Progress,
@@ -75,6 +76,7 @@ def survey(
         passes: What to try.
         grid: The target's grid of ranks.
         batches: Samples to fit to.
+        weights: The output side of the sites' metrics, by site name; the identity for those left out.
         seed: Draws the patches.
         target: Where to run the model.
         progress: Told after every site.
@@ -84,7 +86,9 @@ def survey(
     with _one_blas_thread(), ThreadPoolExecutor(cores()) as pool:
         for index, site in enumerate(sites):
             inputs = walk.inputs()
-            found.append(_site(site, inputs, sizes[site.name], passes, grid, seed, pool))
+            found.append(
+                _site(site, inputs, sizes[site.name], passes, grid, weights.get(site.name), seed, pool)
+            )
             walk.provide(calibration.apply(Rewrite(((site.conv,),)), inputs, target))
             progress("fitting", index + 1, len(sites))
     return found
@@ -96,6 +100,7 @@ def _site(
     size: Ints,
     passes: Sequence["Pass"],
     grid: Grid,
+    weights: Array | None,
     seed: int,
     pool: ThreadPoolExecutor,
 ) -> Survey:
@@ -105,7 +110,7 @@ def _site(
     if not willing:
         return Survey(site, tuple(candidates), tuple(refusals), None, 0.0)
     positions = calibration.draw(site.conv, [batch.shape for batch in inputs], seed)
-    metric = _metric(calibration.moments(site.conv, inputs, positions))
+    metric = _metric(calibration.moments(site.conv, inputs, positions), weights)
     metric.root  # noqa: B018 - made here once, not in every thread
 
     def fit(job: tuple["Pass", Sequence[Ints]]) -> tuple[list[Candidate], Rewrite | None, float]:
@@ -222,6 +227,7 @@ def refit(
     chosen: Sequence[tuple[Site, Candidate]],
     passes: Sequence["Pass"],
     batches: Sequence[Feeds],
+    weights: Mapping[str, Array],
     seed: int,
     target: Target,
     progress: Progress,
@@ -237,6 +243,7 @@ def refit(
         chosen: Sites in the order of the graph with their candidates.
         passes: Where to look the candidates' passes up by name.
         batches: Samples to fit to.
+        weights: The output side of the sites' metrics, by site name; the identity for those left out.
         seed: Draws the patches.
         target: Where to run the model.
         progress: Told after every site.
@@ -251,7 +258,7 @@ def refit(
             outputs = calibration.apply(Rewrite(((site.conv,),)), original.inputs(), target)
             inputs = rewritten.inputs()
             wanted = _with_shortcut(site, outputs, original, rewritten)
-            conv, metric = _retarget(site.conv, inputs, wanted, seed)
+            conv, metric = _retarget(site.conv, inputs, wanted, weights.get(site.name), seed)
             (rewrite,) = by_name[candidate.pass_name].rewrites(conv, [candidate.rank], metric)
             done.append((site, rewrite))
             original.provide(outputs)
@@ -279,7 +286,9 @@ def _with_shortcut(site: Site, outputs: list[Array], original: Walk, rewritten: 
     return [y + (s - t) for y, s, t in zip(outputs, right, wrong, strict=True)]
 
 
-def _retarget(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array], seed: int) -> tuple[Conv, Metric]:
+def _retarget(
+    conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array], weights: Array | None, seed: int
+) -> tuple[Conv, Metric]:
     """The convolution that best makes the wanted outputs from the given inputs, and the metric to fit it by.
 
     M = W + (C_yx - W C)(C + λI)⁻¹, shrunk towards W by λ, the strength (or M = W) chosen on held samples.
@@ -288,7 +297,7 @@ def _retarget(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array], seed
     held = max(1, round(_HELD * len(inputs))) if len(inputs) > 1 else 0
     fit = calibration.joint(conv, inputs[held:], wanted[held:], positions[held:])
     if held == 0:
-        return _with_mean(conv, conv.matrix, fit), _metric(fit.input)
+        return _with_mean(conv, conv.matrix, fit), _metric(fit.input, weights)
     hold = calibration.joint(conv, inputs[:held], wanted[:held], positions[:held])
     best = np.asarray(conv.matrix, np.float64)
     least = _held_error(best, fit, hold)
@@ -305,11 +314,11 @@ def _retarget(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array], seed
         error = _held_error(trial, fit, hold)
         if error < least:
             best, least = trial, error
-    return _with_mean(conv, best, fit), _metric(fit.input)
+    return _with_mean(conv, best, fit), _metric(fit.input, weights)
 
 
-def _metric(moments: Moments) -> Metric:
-    return Metric(calibration.shrunk(moments))
+def _metric(moments: Moments, weights: Array | None) -> Metric:
+    return Metric(calibration.shrunk(moments), weights)
 
 
 def _with_mean(conv: Conv, matrix: Array, fit: Joint) -> Conv:

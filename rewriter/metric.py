@@ -81,8 +81,21 @@ class Metric:
         """A as its `[G, M/G, M/G]` diagonal blocks, for G groups of `channels` output channels."""
         if self.output is None:
             return np.broadcast_to(np.eye(channels), (group, channels, channels))
-        blocks = self.output.reshape(group, channels, group, channels)
-        return np.stack([linalg.ridged(blocks[g, :, g]) for g in range(group)])
+        return self._weights(group, channels)[0]
+
+    def _weights(self, group: int, channels: int) -> tuple[Array, Array]:
+        """The blocks of A and their roots R, A = R Rᵀ; remembered."""
+        if (group, channels) not in self._blocks:
+            assert self.output is not None
+            blocks = self.output.reshape(group, channels, group, channels)
+            pairs = [linalg.rooted(blocks[g, :, g]) for g in range(group)]
+            weights, roots = (np.stack(each) for each in zip(*pairs, strict=True))
+            self._blocks[group, channels] = weights, roots
+        return self._blocks[group, channels]
+
+    @cached_property
+    def _blocks(self) -> dict[tuple[int, int], tuple[Array, Array]]:
+        return {}
 
     @cached_property
     def _energies(self) -> dict[int, tuple[Array, float]]:
@@ -91,9 +104,9 @@ class Metric:
     def squared(self, delta: Array) -> float:
         """tr(A Δ C Δᵀ) = ‖Rᵀ Δ L‖² for Δ `[G, M/G, K]`, with A = R Rᵀ and C = L Lᵀ."""
         total = 0.0
-        weights = None if self.output is None else self.weights(*delta.shape[:2])
+        roots = None if self.output is None else self._weights(*delta.shape[:2])[1]
         for g, L in enumerate(self.root):
-            rows = delta[g] if weights is None else linalg.cholesky(weights[g]).T @ delta[g]
+            rows = delta[g] if roots is None else roots[g].T @ delta[g]
             total += linalg.triangular_square(rows, L)
         return total
 
@@ -127,7 +140,7 @@ def squared_error(conv: Conv, rewrite: Rewrite, metric: Metric) -> float:
 
 
 def relative_error(conv: Conv, rewrite: Rewrite, metric: Metric) -> float:
-    """The root of squared error over the output's variance: 0 is exact, 1 keeps its mean alone."""
+    """The root of squared error over the output's variance under A: 0 is exact, 1 keeps the mean alone."""
     energy = metric.energy(conv)
     if energy <= 0.0:
         return 0.0

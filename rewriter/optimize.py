@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rewriter import fitting, graph, prepare, runtime, search, table
-from rewriter.conv import Cost, Grid, Ints, Refusal
+from rewriter.adjoint import output_metrics
+from rewriter.conv import Array, Cost, Grid, Ints, Refusal
 from rewriter.errors import OutputError, SampleError
 from rewriter.graph import Model
 from rewriter.judge import Judge
@@ -132,10 +133,14 @@ def optimize(
     sizes = {name: shape[2:] for name, shape in in_shapes.items()}
     batches = [] if exact else prepare.fitting_batches(fit, live_bytes // batch, seed)
     grid = Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)))
+    weights: dict[str, Array] = {}
     if exact:
         surveys = fitting.exact_survey(sites, sizes, chosen_passes, grid)
     else:
-        surveys = fitting.survey(base, sites, sizes, chosen_passes, grid, batches, seed, calm, progress)
+        weights = output_metrics(base, sites, batches, seed, calm, progress)
+        surveys = fitting.survey(
+            base, sites, sizes, chosen_passes, grid, batches, weights, seed, calm, progress
+        )
     timed = table.measure([(each.site, each.candidates) for each in surveys], in_shapes, target, progress)
     # rounding at a site is taken to come out as it is
     cares = dict.fromkeys(sizes, 1.0) if exact else sensitivities(base, surveys, batches, calm, progress)
@@ -153,7 +158,7 @@ def optimize(
         chosen = [(by_name[candidate.site], candidate) for candidate in plan.rewritten]
         if exact:
             return fitting.exact_rewrites(chosen, chosen_passes)
-        return fitting.refit(base, chosen, chosen_passes, batches, seed, calm, progress)
+        return fitting.refit(base, chosen, chosen_passes, batches, weights, seed, calm, progress)
 
     def usage(rewrites: Rewrites) -> float:
         return judge.usage(graph.splice(base, rewrites))

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rewriter import graph
+from rewriter.calibration import Walk, apply
+from rewriter.conv import Rewrite
 from rewriter.fitting import Survey
 from rewriter.progress import Progress
 from rewriter.runtime import Session, Target
@@ -28,8 +30,8 @@ def sensitivities(
 ) -> dict[str, float]:
     """Squared relative drift of the outputs for each unit of squared relative error at a site, by site name.
 
-    Every site with candidates is rewritten alone by its probe and the whole network run on as many batches as
-    the time allows. Where a model has several outputs, the one that drifts most counts.
+    Every site with candidates is rewritten alone by its probe, and what lies behind it run on as many batches
+    as the time allows. Where a model has several outputs, the one that drifts most counts.
     """
     probed = [each for each in surveys if each.probe is not None]
     session = Session(model.bytes(), target)
@@ -38,13 +40,15 @@ def sensitivities(
     seconds = max(perf_counter() - started, 1e-4)
     count = int(np.clip(_SECONDS / (seconds * (len(probed) + 1)), 1, len(batches)))
     reference += [list(session.run(batch).values()) for batch in batches[1:count]]
-    del session  # it holds the weights of the whole model, as each of those below
+    del session  # it holds the weights of the whole model
+    walk = Walk(model, [each.site for each in probed], batches[:count], target)
     found = {}
     for index, each in enumerate(probed):
         assert each.probe is not None
-        trial = Session(graph.splice(model, [(each.site, each.probe)]).bytes(), target)
-        outputs = [list(trial.run(batch).values()) for batch in batches[:count]]
+        inputs = walk.inputs()
+        outputs = walk.outputs_if(apply(each.probe, inputs, target))
         found[each.site.name] = squared_drift(reference, outputs) / max(each.probe_error, 1e-12)
+        walk.provide(apply(Rewrite(((each.site.conv,),)), inputs, target))
         progress("probing", index + 1, len(probed))
     return found
 

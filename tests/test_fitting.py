@@ -34,11 +34,11 @@ def batches(rng):
 
 def survey(model, sites, batches, catalogue=passes.PASSES, seed=0):
     sizes = {site.name: (12, 12) for site in sites}
-    return fitting.survey(model, sites, sizes, catalogue, GRID, batches, seed, TARGET, silent)
+    return fitting.survey(model, sites, sizes, catalogue, GRID, batches, {}, seed, TARGET, silent)
 
 
 def refit(model, chosen, batches, seed=0):
-    return fitting.refit(model, chosen, [SVD], batches, seed, TARGET, silent)
+    return fitting.refit(model, chosen, [SVD], batches, {}, seed, TARGET, silent)
 
 
 def chosen(model, **ranks):

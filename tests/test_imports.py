@@ -20,7 +20,7 @@ TIERS = (
     {"conv", "factor", "winograd"},
     {"cutting", "lowering", "metric", "samples", "sources"},
     {"graph", "runtime", "_worker"},
-    {"_measures", "budget", "calibration", "drift", "latency", "meter"},
+    {"_measures", "adjoint", "budget", "calibration", "drift", "latency", "meter"},
     {"plan"},
     {"fitting", "judge", "prepare", "search", "sensitivity", "table"},
     {"report"},

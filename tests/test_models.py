@@ -57,10 +57,10 @@ def test_model_has_standard_convolutions_to_rewrite(model):
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     convs = {node.name: weights[node.input[1]].shape for node in model.graph.node if node.op_type == "Conv"}
     square = {name: shape for name, shape in convs.items() if shape[2:] == (3, 3)}
-    assert len(convs) == 15
-    assert len(square) == 13
-    assert {shape[0] for shape in square.values()} == {32, 64, 128}
-    assert square["stage3.1.conv2"] == (128, 128, 3, 3)
+    assert len(convs) == 10
+    assert len(square) == 7
+    assert {shape[0] for shape in square.values()} == {64, 128}
+    assert square["stage3.0.conv2"] == (128, 128, 3, 3)
     assert all(name in weights for name in ("stem.weight", "stem.bias", "head.weight"))
 
 

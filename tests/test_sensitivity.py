@@ -51,8 +51,8 @@ def test_sensitivities_are_drifts_of_single_rewrites(model, surveys, rng):
         data = graph.splice(model, [(each.site, each.probe)]).bytes()
         made = np.concatenate([graphs.run(data, batch)["y"] for batch in batches])
         drift = np.sum((made - right) ** 2) / np.sum(right**2)
-        # the same runs, summed in another order
-        assert found[each.site.name] == pytest.approx(drift / each.probe_error, rel=1e-9)
+        # the same in float32, the layers behind the site in another run
+        assert found[each.site.name] == pytest.approx(drift / each.probe_error, rel=1e-4)
     assert told == [("probing", done, 3) for done in (1, 2, 3)]
 
 

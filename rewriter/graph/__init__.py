@@ -19,6 +19,7 @@ from rewriter.graph.probes import block_probe, probe, read_block, rewrite_model
 from rewriter.graph.segments import Segment, segments
 from rewriter.graph.sites import Site, find_sites
 from rewriter.graph.splice import splice
+from rewriter.graph.tape import Step, Tape, recorder, tape
 from rewriter.graph.unpin import unpin
 from rewriter.graph.views import with_outputs, with_shapes
 
@@ -28,6 +29,8 @@ __all__ = [
     "Segment",
     "Site",
     "Source",
+    "Step",
+    "Tape",
     "block_probe",
     "check_output",
     "describe",
@@ -36,10 +39,12 @@ __all__ = [
     "load",
     "probe",
     "read_block",
+    "recorder",
     "rewrite_model",
     "save",
     "segments",
     "splice",
+    "tape",
     "unpin",
     "with_outputs",
     "with_shapes",

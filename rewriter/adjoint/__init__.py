@@ -1,0 +1,182 @@
+"""How much a model's outputs care about each direction of a site's output: the output side of a metric.
+
+To first order an error e at a site moves the outputs by J e. If the errors at different places are unlike
+each other, what that costs is Σ tr(A e eᵀ) over the places, with A = Σ_p J_pᵀ J_p over the places p, [M, M].
+One gradient Jᵀ v of a random vector of signs v gives g gᵀ, whose mean over v is that: each sample's gradient,
+taken backwards through the network once for all sites, adds many places. (Hutchinson 1990; the Gauss-Newton
+matrix of a layer's output, as in Dong et al. 2017, arXiv 1705.07565, without labels.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+
+from rewriter import graph
+from rewriter.adjoint.rules import CONSTANT, RULES, Array, Node
+from rewriter.conv import Conv, Ints, Rewrite
+from rewriter.progress import Progress
+from rewriter.runtime import Session, Target
+from rewriter.samples import Feeds
+
+__all__ = ["Backwards", "output_metrics"]
+
+# Gradients of all sites together; more of them sharpen little.
+_SECONDS = 20.0
+_MOST_SAMPLES = 64
+# The share of the identity in a metric: what the samples did not show may still matter.
+_IDENTITY = 0.1
+
+
+def output_metrics(
+    model: graph.Model,
+    sites: Sequence[graph.Site],
+    batches: Sequence[Feeds],
+    seed: int,
+    target: Target,
+    progress: Progress,
+) -> dict[str, Array]:
+    """A `[M, M]` of each site by its name, of mean 1 on the diagonal; none where a rule is missing behind it.
+
+    Args:
+        model: The model in which the sites were found.
+        sites: Some of them.
+        batches: Samples.
+        seed: Draws the signs.
+        target: Where to run the model.
+        progress: Told after every sample.
+    """
+    back = Backwards(model, [site.output for site in sites], target)
+    found = {site.name: np.zeros((site.conv.out_channels,) * 2) for site in sites}
+    rng = np.random.default_rng(seed)
+
+    def signs(shape: Ints) -> Array:
+        return rng.choice(np.array([-1, 1], np.float32), shape)
+
+    samples = _singles(batches)
+    started = perf_counter()
+    for index, feeds in enumerate(samples):
+        gradients = back.gradients(feeds, signs)
+        for site in sites:
+            if (g := gradients.get(site.output)) is not None:
+                rows = np.moveaxis(g, 1, 0).reshape(g.shape[1], -1)
+                found[site.name] += rows @ rows.T
+        progress("going back", index + 1, len(samples))
+        if perf_counter() - started > _SECONDS:
+            break
+    reached = {site.name for site in sites if site.output in back.reached}
+    return {
+        name: _mixed(matrix) for name, matrix in found.items() if name in reached and np.trace(matrix) > 0.0
+    }
+
+
+def _mixed(matrix: Array) -> Array:
+    size = len(matrix)
+    scaled: Array = matrix * (size / np.trace(matrix))
+    return (1 - _IDENTITY) * scaled + _IDENTITY * np.eye(size)
+
+
+def _singles(batches: Sequence[Feeds]) -> list[Feeds]:
+    """Single samples, each from another batch as far as there are any."""
+    sizes = [len(next(iter(batch.values()))) for batch in batches]
+    order = sorted((row, index) for index, size in enumerate(sizes) for row in range(size))
+    return [
+        {name: array[row : row + 1] for name, array in batches[index].items()}
+        for row, index in order[:_MOST_SAMPLES]
+    ]
+
+
+class Backwards:
+    """Gradients of a model's outputs at some of its tensors."""
+
+    def __init__(self, model: graph.Model, tensors: Sequence[str], target: Target) -> None:
+        self._tape = graph.tape(model, tensors)
+        self._outputs = model.outputs
+        self._tensors = frozenset(tensors)
+        self._target = target
+        # steps whose rule does not know what to do with their attributes
+        self._lost: set[int] = set()
+        values, shapes = self._wanted()
+        recorder, self._shape_of = graph.recorder(model, sorted(values), sorted(shapes))
+        self._recorder = Session(recorder, target)
+        self._convolutions: dict[int, Session] = {}
+
+    @property
+    def reached(self) -> frozenset[str]:
+        """The tensors from which every way to the outputs leads through operators with a rule."""
+        blocked: set[str] = set()
+        for index, step in reversed(list(enumerate(self._tape.steps))):
+            if step.op_type in CONSTANT:
+                continue
+            if step.op_type not in RULES or index in self._lost or blocked & set(step.outputs):
+                blocked.update(step.inputs)
+        return frozenset(self._tensors - blocked)
+
+    def _wanted(self) -> tuple[set[str], set[str]]:
+        """The tensors whose values the rules need, and those of which they need the shapes."""
+        values, shapes = set(self._outputs), set[str]()
+        for step in self._tape.steps:
+            if step.op_type not in RULES:
+                continue
+            needs = RULES[step.op_type][1]
+            values.update(step.inputs[:1] if "x" in needs else ())
+            values.update(step.inputs[1:] if "c" in needs else ())
+            values.update(step.outputs[:1] if "y" in needs else ())
+            shapes.update((*step.inputs, *step.outputs))
+        values -= self._tape.constants.keys() | {""}
+        return values, shapes - values - self._tape.constants.keys() - {""}
+
+    def gradients(self, feeds: Feeds, signs: Callable[[Ints], Array]) -> dict[str, Array]:
+        """The gradients at the tensors of the outputs times `signs` of their shapes, over each one's norm."""
+        ran = self._recorder.run(feeds)
+        values = {**self._tape.constants, **ran}
+        shapes = {name: tuple(int(size) for size in ran[output]) for name, output in self._shape_of.items()}
+        shapes.update((name, value.shape) for name, value in values.items())
+        flowing: dict[str, Array] = {}
+        for name in self._outputs:
+            value = values[name]
+            if np.issubdtype(value.dtype, np.floating):
+                energy = float(np.sum(np.square(value, dtype=np.float64)))
+                flowing[name] = signs(value.shape) / np.float32(np.sqrt(max(energy, 1e-30)))
+        found = {}
+        for index in reversed(range(len(self._tape.steps))):
+            step = self._tape.steps[index]
+            for name in step.outputs:
+                if name in self._tensors and name in flowing:
+                    found[name] = flowing[name]
+            arriving = [flowing.pop(name, None) for name in step.outputs]
+            if step.op_type not in RULES or all(each is None for each in arriving):
+                continue
+            rule, _ = RULES[step.op_type]
+            node = Node(
+                step.attributes,
+                [values.get(name) for name in step.inputs],
+                [values.get(name) for name in step.outputs],
+                [shapes.get(name, ()) for name in step.inputs],
+                [shapes.get(name, ()) for name in step.outputs],
+                partial(self._convolve, index),
+            )
+            whole = [
+                np.zeros(shape, np.float32) if each is None else each
+                for each, shape in zip(arriving, node.out_shapes, strict=True)
+            ]
+            try:
+                passed = rule(node, whole)
+            except NotImplementedError:
+                self._lost.add(index)
+                continue
+            for name, gradient in zip(step.inputs, passed, strict=False):
+                if gradient is not None and name not in self._tape.constants:
+                    flowing[name] = flowing[name] + gradient if name in flowing else gradient
+        found.update((name, flowing[name]) for name in self._tensors & flowing.keys())
+        return found
+
+    def _convolve(self, index: int, conv: Conv, x: Array) -> Array:
+        if index not in self._convolutions:
+            self._convolutions[index] = Session(graph.rewrite_model(Rewrite(((conv,),))), self._target)
+        session = self._convolutions[index]
+        ran = session.run({session.input_names[0]: np.ascontiguousarray(x, np.float32)})
+        return np.asarray(ran[session.output_names[0]])

@@ -1,0 +1,116 @@
+"""What lies behind some tensors of a model, as plain steps: for going through a network backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from rewriter.graph.attributes import ONNX_DOMAINS
+from rewriter.graph.model import Model
+from rewriter.graph.scope import Names, bodies, consumed, names
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """A node.
+
+    Attributes:
+        op_type: ONNX's name of the operator; with the domain in front where it is not ONNX's own, and with a
+            question mark behind where the node holds bodies: nobody can know what these do.
+        attributes: By name; text as `str`, tensors as arrays.
+        inputs: Names, empty where an optional input is left out.
+        outputs: Names, likewise.
+    """
+
+    op_type: str
+    attributes: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tape:
+    """What lies between some tensors and the outputs of a model.
+
+    Attributes:
+        steps: Every node that depends on one of the tensors and on which an output depends, in the graph's
+            order.
+        constants: The values of their constant inputs, by name.
+    """
+
+    steps: tuple[Step, ...]
+    constants: Mapping[str, npt.NDArray[Any]]
+
+
+def tape(model: Model, tensors: Iterable[str]) -> Tape:
+    """What lies between some tensors and the model's outputs."""
+    graph = model.proto.graph
+    behind = set(tensors)
+    nodes = []
+    for node in graph.node:
+        if consumed(node) & behind:
+            behind.update(name for name in node.output if name)
+            nodes.append(node)
+    wanted = set(model.outputs)
+    steps = []
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            wanted |= consumed(node)
+            steps.append(_step(node))
+    return Tape(tuple(reversed(steps)), _constants(model, wanted))
+
+
+def recorder(model: Model, values: Iterable[str], shapes: Sequence[str]) -> tuple[bytes, dict[str, str]]:
+    """A serialised model that also gives some tensors and the shapes of others.
+
+    Returns:
+        The model, and by the name of each of `shapes` the output that holds it.
+    """
+    proto = model.copy()
+    graph = proto.graph
+    given = Names(names(proto))
+    there = {value.name for value in graph.output}
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in values if name not in there)
+    outputs = {name: given.new(f"{name}_shape") for name in shapes}
+    for name, output in outputs.items():
+        graph.node.append(onnx.helper.make_node("Shape", [name], [output], given.new(f"{output}_of")))
+        graph.output.append(onnx.ValueInfoProto(name=output))
+    return model.edited(proto).bytes(), outputs
+
+
+def _step(node: onnx.NodeProto) -> Step:
+    domain = "" if node.domain in ONNX_DOMAINS else f"{node.domain}."
+    opaque = "?" if any(True for _ in bodies(node)) else ""
+    return Step(
+        f"{domain}{node.op_type}{opaque}",
+        {entry.name: _value(entry) for entry in node.attribute},
+        tuple(node.input),
+        tuple(node.output),
+    )
+
+
+def _value(entry: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(entry)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
+
+
+def _constants(model: Model, wanted: set[str]) -> dict[str, npt.NDArray[Any]]:
+    graph = model.proto.graph
+    found = {
+        tensor.name: np.asarray(onnx.numpy_helper.to_array(tensor))
+        for tensor in graph.initializer
+        if tensor.name in wanted
+    }
+    for node in graph.node:
+        if node.op_type == "Constant" and node.domain in ONNX_DOMAINS and node.output[0] in wanted:
+            (entry,) = node.attribute
+            if entry.name != "sparse_value":
+                found[node.output[0]] = np.asarray(_value(entry))
+    return found
