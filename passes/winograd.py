@@ -17,17 +17,11 @@ import numpy as np
 from passes.base import Rank
 from rewriter.conv import Conv, Grid, Rewrite
 from rewriter.metric import Metric
-from rewriter.winograd import Winograd
+from rewriter.winograd import Winograd, in_tiles, narrow
 
 # Outputs of a tile along each axis; which is best depends on the map's size, the channels and the caches.
 # Each of these was best for some shape, others hardly ever; (m, 1) where the map is large or tiny.
 TILES = ((2, 2), (3, 3), (4, 4), (6, 6), (4, 1), (6, 1), (1, 4))
-# The smallest block of channels that any target computes at once; the fast path takes whole blocks.
-BLOCK = 8
-# With fewer channels a group the transforms outweigh the products that they save (measured).
-FEWEST = 16
-# A map of which a tile's overhang at the end is no large part.
-LARGE = (64, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +34,12 @@ class WinogradTiles:
 
     def refuse(self, conv: Conv) -> str | None:
         """Channels that do not fill blocks, strides, dilations, or a kernel of one tap or of too many."""
-        inputs, outputs = conv.weight.shape[1], conv.out_channels // conv.group
         if conv.depthwise:
             return "it is depthwise: there are no sums over channels to save products of"
         if conv.taps == 1:
             return "it is pointwise: one tap leaves nothing to transform"
-        if inputs % BLOCK or outputs % BLOCK or min(inputs, outputs) < FEWEST:
-            return (
-                f"each group takes {inputs} channels and gives {outputs}; "
-                f"tiles are fast for multiples of {BLOCK}, {FEWEST} or more"
-            )
+        if reason := narrow(conv):
+            return reason
         if _tiles(conv):
             return None
         smallest = Winograd(tuple(min(taps, 2) for taps in conv.kernel_shape))
@@ -57,8 +47,7 @@ class WinogradTiles:
 
     def ranks(self, conv: Conv, grid: Grid) -> Sequence[Rank]:
         """Tiles along both axes and along either; none where the target's blocks are not filled."""
-        inputs, outputs = conv.weight.shape[1], conv.out_channels // conv.group
-        return [] if inputs % grid.block or outputs % grid.block else _tiles(conv)
+        return [] if narrow(conv, grid.block) else _tiles(conv)
 
     def rewrites(self, conv: Conv, ranks: Sequence[Rank], metric: Metric) -> Iterator[Rewrite]:
         """The convolution itself, in tiles."""
@@ -69,10 +58,6 @@ class WinogradTiles:
 
 def _tiles(conv: Conv) -> list[Rank]:
     """The tiles that take fewer multiply-adds than the kernel; one output along an axis with one tap."""
-    shapes = (
-        tuple(1 if taps == 1 else m for m, taps in zip(tile, conv.kernel_shape, strict=False))
-        for tile in TILES
-    )
-    found = dict.fromkeys(shape for shape in shapes if Winograd(shape).refuse(conv) is None)
-    direct = conv.macs(LARGE) if found else 0
-    return [tile for tile in found if conv.with_(lowering=Winograd(tile)).macs(LARGE) < direct]
+    tiled = (in_tiles(conv, tile) for tile in TILES)
+    shapes = (each.lowering.m for each in tiled if each is not None and isinstance(each.lowering, Winograd))
+    return list(dict.fromkeys(shapes))

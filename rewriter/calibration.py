@@ -84,7 +84,7 @@ class Walk:
         return [[live[name] for name in self._names] for live in self._live]
 
     def outputs_if(self, outputs: Sequence[Array]) -> list[list[npt.NDArray[Any]]]:
-        """The model's outputs, one list a batch, if the site whose inputs were taken gave these; go not on."""
+        """The model's outputs, one list a batch, if the site whose inputs were taken last gave these."""
         site = self._sites[self._next]
         segment = graph.segments(self._model, [site])[1]
         piece = segment.model

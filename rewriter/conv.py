@@ -234,6 +234,15 @@ class Rewrite:
         first = (*self.branches[0][:-1], self.branches[0][-1].with_(bias=bias))
         return Rewrite((first, *self.branches[1:]))
 
+    def lowered_as(self, other: Rewrite) -> Rewrite:
+        """The same rewrite, its stages written as those of another one of the same structure."""
+        return Rewrite(
+            tuple(
+                tuple(stage.with_(lowering=like.lowering) for stage, like in zip(mine, its, strict=True))
+                for mine, its in zip(self.branches, other.branches, strict=True)
+            )
+        )
+
     def dense(self, conv: Conv) -> Array:
         """The kernel that this rewrite applies, on the taps of `conv`, `[M, C/group, *kernel]`.
 

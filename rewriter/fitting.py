@@ -260,6 +260,8 @@ def refit(
             wanted = _with_shortcut(site, outputs, original, rewritten)
             conv, metric = _retarget(site.conv, inputs, wanted, weights.get(site.name), seed)
             (rewrite,) = by_name[candidate.pass_name].rewrites(conv, [candidate.rank], metric)
+            if not candidate.skeleton.direct:
+                rewrite = rewrite.lowered_as(candidate.skeleton)
             done.append((site, rewrite))
             original.provide(outputs)
             rewritten.provide(calibration.apply(rewrite, inputs, target))

@@ -250,6 +250,7 @@ def interleaved(
     *,
     seconds: float = 2.0,
     seed: int = 0,
+    hopeless: Callable[[Sequence[float]], Sequence[bool]] | None = None,
 ) -> list[float]:
     """Returns the milliseconds of one run of every model, measured side by side in this process.
 
@@ -269,6 +270,7 @@ def interleaved(
         target: How they will be deployed.
         seconds: Time to spend; it takes longer where five turns of each model do.
         seed: Seeds the order.
+        hopeless: Says by the milliseconds of a first try which models need not be measured any better.
 
     Raises:
         ModelError: A model cannot be loaded or run.
@@ -280,10 +282,12 @@ def interleaved(
     with _no_collection():
         once = [float(np.min(time_runs(session, feed, 3)[1:])) for session, feed in jobs]
         runs = [math.ceil(_LEAST_TURN_MS / max(ms, 1e-3)) for ms in once]
-        turns: list[list[float]] = [[] for _ in jobs]
+        lost = [False] * len(jobs) if hopeless is None else hopeless(once)
+        racing = [index for index, out in enumerate(lost) if not out]
+        turns: list[list[float]] = [[ms] if out else [] for ms, out in zip(once, lost, strict=True)]
         end = time.perf_counter() + seconds
-        while len(jobs) > 0 and (len(turns[0]) < _LEAST_TURNS or time.perf_counter() < end):
-            for index in rng.permutation(len(jobs)):
+        while racing and (len(turns[racing[0]]) < _LEAST_TURNS or time.perf_counter() < end):
+            for index in rng.permutation(racing):
                 session, feed = jobs[index]
                 # the first run of a short turn warms the caches and is not counted
                 extra = 1 if once[index] < _DROPPED_MS else 0

@@ -141,7 +141,9 @@ def optimize(
         surveys = fitting.survey(
             base, sites, sizes, chosen_passes, grid, batches, weights, seed, calm, progress
         )
-    timed = table.measure([(each.site, each.candidates) for each in surveys], in_shapes, target, progress)
+    timed = table.measure(
+        [(each.site, each.candidates) for each in surveys], in_shapes, target, grid.block, progress
+    )
     # rounding at a site is taken to come out as it is
     cares = dict.fromkeys(sizes, 1.0) if exact else sensitivities(base, surveys, batches, calm, progress)
     offers = [

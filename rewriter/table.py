@@ -5,8 +5,9 @@ cost is in all candidates and cancels in the difference, and differences are all
 leaves that layout pays for it. Sites of one shape share their measurements.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -17,6 +18,7 @@ from rewriter.graph import Site
 from rewriter.plan import Candidate, undominated
 from rewriter.progress import Progress
 from rewriter.runtime import Target
+from rewriter.winograd import Winograd, stages_in_tiles
 
 Key = tuple[object, ...]
 
@@ -25,6 +27,10 @@ _SLACK = 1.5
 # A site is left alone unless a candidate is faster by this factor: less is lost in the noise of the network.
 _WORTHWHILE = 0.95
 _SECONDS_PER_SHAPE = 1.5
+# What is slower than another with as little error by this factor has lost already at the first try.
+_CLEARLY = 1.3
+# Tiles to try for the stages of a rewrite: those that are best for the site as it is.
+_MOST_TILES = 2
 # Sessions alive at once may hold this much in activations.
 _ACTIVATION_BYTES = 1 << 30
 
@@ -33,58 +39,132 @@ def measure(
     sites: Sequence[tuple[Site, Sequence[Candidate]]],
     shapes: Mapping[str, Ints],
     target: Target,
+    block: int,
     progress: Progress,
 ) -> list[list[Candidate]]:
     """The candidates of every site with their latencies, those that are beaten or not worth it dropped.
+
+    Where tiles are faster for a site as it is, its fast candidates are tried with stages in such tiles, too.
 
     Args:
         sites: Each site with its candidates, the site as it is first.
         shapes: The shape of each site's input as deployed, batch first, by site name.
         target: Provider and threads.
+        block: Channels that the target computes at once.
         progress: Told after every distinct shape.
     """
-    kept = [(site, undominated(candidates, _SLACK)) for site, candidates in sites]
-    pools: dict[Key, dict[Key, tuple[Site, Rewrite]]] = {}
-    for site, candidates in kept:
-        pool = pools.setdefault(_place(site, shapes[site.name]), {})
-        for candidate in candidates:
-            pool.setdefault(_structure(candidate.skeleton), (site, candidate.skeleton))
-    times: dict[tuple[Key, Key], float] = {}
-    for index, (place, pool) in enumerate(pools.items()):
-        for structure, value in _time(pool, shapes, target).items():
-            times[place, structure] = value
-        progress("timing", index + 1, len(pools))
-    measured = []
-    for site, candidates in kept:
-        place = _place(site, shapes[site.name])
-        timed = [replace(c, latency_ms=times[place, _structure(c.skeleton)]) for c in candidates]
-        worthwhile = timed[0].latency_ms * _WORTHWHILE
-        measured.append([c for c in timed if c.pass_name is None or c.latency_ms < worthwhile])
-    return measured
+    places: dict[Key, list[tuple[Site, list[Candidate]]]] = {}
+    for site, candidates in sites:
+        place = places.setdefault(_place(site, shapes[site.name]), [])
+        place.append((site, undominated(candidates, _SLACK)))
+    measured: dict[str, list[Candidate]] = {}
+    for index, place in enumerate(places.values()):
+        shape = shapes[place[0][0].name]
+        times = _Times(shape, target)
+        times.measure(place)
+        if tiles := _tiles(place, times):
+            place = [(site, [*found, *_in_tiles(found, times, tiles, block, shape)]) for site, found in place]
+            times.measure(place)
+        for site, candidates in place:
+            timed = [replace(each, latency_ms=times[each]) for each in candidates]
+            worthwhile = timed[0].latency_ms * _WORTHWHILE
+            measured[site.name] = [
+                each for each in timed if each.pass_name is None or each.latency_ms < worthwhile
+            ]
+        progress("timing", index + 1, len(places))
+    return [measured[site.name] for site, _ in sites]
 
 
-def _time(
-    pool: Mapping[Key, tuple[Site, Rewrite]], shapes: Mapping[str, Ints], target: Target
-) -> dict[Key, float]:
-    """Milliseconds of every structure of one place, in chunks that fit in memory, the first in each."""
-    keys = list(pool)
-    if len(keys) == 1:
-        return {keys[0]: 0.0}
-    shape = shapes[pool[keys[0]][0].name]
-    largest = max(_activations(rewrite, shape) for _, rewrite in pool.values())
-    size = int(np.clip(_ACTIVATION_BYTES // max(largest, 1), 2, 40))
-    rng = np.random.default_rng(0)
-    times: dict[Key, float] = {}
-    for start in range(1, len(keys), size - 1):
-        chunk = [keys[0], *keys[start : start + size - 1]]
-        models = [graph.probe(*pool[key], shape, within=True) for key in chunk]
-        feeds = [_feeds(*pool[key], shape, rng) for key in chunk]
-        share = _SECONDS_PER_SHAPE * len(chunk) / len(keys)
-        values = latency.interleaved(models, feeds, target, seconds=share)
-        first = times.setdefault(keys[0], values[0])
-        # the machine's speed may have changed since the first chunk; the original is in each
-        times.update((key, value * first / values[0]) for key, value in zip(chunk, values, strict=True))
-    return times
+class _Times:
+    """Milliseconds of structures, each measured once, in one place."""
+
+    def __init__(self, shape: Ints, target: Target) -> None:
+        self._shape, self._target = shape, target
+        self._found: dict[Key, float] = {}
+
+    def __getitem__(self, candidate: Candidate) -> float:
+        return self._found[_structure(candidate.skeleton)]
+
+    def measure(self, place: Sequence[tuple[Site, Sequence[Candidate]]]) -> None:
+        """Measures what is new among the candidates, in chunks that fit in memory, the original in each.
+
+        Args:
+            place: Sites that share their measurements, each with its candidates, itself first.
+        """
+        pool: dict[Key, tuple[Site, Rewrite]] = {}
+        for site, candidates in place:
+            for candidate in candidates:
+                pool.setdefault(_structure(candidate.skeleton), (site, candidate.skeleton))
+        original = next(iter(pool))
+        keys = [key for key in pool if key != original and key not in self._found]
+        if not keys:
+            self._found.setdefault(original, 0.0)
+            return
+        largest = max(_activations(rewrite, self._shape) for _, rewrite in pool.values())
+        size = int(np.clip(_ACTIVATION_BYTES // max(largest, 1), 2, 40)) - 1
+        rng = np.random.default_rng(0)
+        for start in range(0, len(keys), size):
+            chunk = [original, *keys[start : start + size]]
+            values = latency.interleaved(
+                [graph.probe(*pool[key], self._shape, within=True) for key in chunk],
+                [_feeds(*pool[key], self._shape, rng) for key in chunk],
+                self._target,
+                seconds=_SECONDS_PER_SHAPE * len(chunk) / (len(keys) + 1),
+                hopeless=partial(self._hopeless, place, chunk),
+            )
+            first = self._found.setdefault(original, values[0])
+            # the machine's speed may have changed since the first chunk; the original is in each
+            self._found.update(
+                (key, value * first / values[0]) for key, value in zip(chunk[1:], values[1:], strict=True)
+            )
+
+    def _hopeless(
+        self, place: Sequence[tuple[Site, Sequence[Candidate]]], chunk: Sequence[Key], once: Sequence[float]
+    ) -> list[bool]:
+        """Which of the structures are clearly beaten at every site, by a first try of each."""
+        scale = self._found.get(chunk[0], once[0]) / once[0]
+        tried = {**self._found, **{key: ms * scale for key, ms in zip(chunk, once, strict=True)}}
+        hopeful = {chunk[0]}
+        for _, candidates in place:
+            hopeful.update(_structure(each.skeleton) for each in _contenders(candidates, tried))
+        return [key not in hopeful for key in chunk]
+
+
+def _contenders(candidates: Sequence[Candidate], times: Mapping[Key, float]) -> Iterator[Candidate]:
+    """Those measured that no other with as little error clearly beats."""
+    fastest = np.inf
+    for each in sorted(candidates, key=lambda candidate: candidate.error):
+        time = times.get(_structure(each.skeleton), np.inf)
+        if time < fastest * _CLEARLY:
+            yield each
+        fastest = min(fastest, time)
+
+
+def _tiles(place: Sequence[tuple[Site, Sequence[Candidate]]], times: _Times) -> list[Ints]:
+    """The tiles in which sites as they are gain, the fastest few first."""
+    gained: dict[Ints, float] = {}
+    for _, candidates in place:
+        for each in candidates:
+            ((stage, *more), *others) = each.skeleton.branches
+            if isinstance(stage.lowering, Winograd) and not more and not others:
+                gained[stage.lowering.m] = times[each]
+    worthwhile = times[place[0][1][0]] * _WORTHWHILE
+    fastest = sorted(gained, key=lambda m: gained[m])
+    return [m for m in fastest if gained[m] < worthwhile][:_MOST_TILES]
+
+
+def _in_tiles(
+    candidates: Sequence[Candidate], times: _Times, tiles: Sequence[Ints], block: int, shape: Ints
+) -> Iterator[Candidate]:
+    """The contenders with stages in tiles."""
+    direct = [each for each in candidates if each.pass_name is not None and each.skeleton.direct]
+    known = {_structure(each.skeleton): times[each] for each in candidates}
+    contenders = set(_contenders([candidates[0], *direct], known))
+    for each in direct:
+        for m in tiles if each in contenders else ():
+            if (tiled := stages_in_tiles(each.skeleton, m, block)) is not None:
+                error = each.error + tiled.rounding**2
+                yield replace(each, skeleton=tiled, cost=tiled.cost(shape[2:]), error=error)
 
 
 def _feeds(

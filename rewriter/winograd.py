@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from rewriter import toomcook
 
 if TYPE_CHECKING:
-    from rewriter.conv import Conv, Ints
+    from rewriter.conv import Conv, Ints, Rewrite
+
+# The smallest block of channels that any target computes at once; the fast path takes whole blocks.
+BLOCK = 8
+# With fewer channels a group the transforms outweigh the products that they save (measured).
+FEWEST = 16
+# A map of which a tile's overhang at the end is no large part.
+_LARGE = (64, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +85,37 @@ class Winograd:
         macs += prod(self.m) * products * outputs
         moves = 2 + len(self.axes)
         return macs, activations + (products + moves * prod(self.m)) * outputs
+
+
+def narrow(conv: Conv, block: int = BLOCK) -> str | None:
+    """Why the channels of a convolution are too few, or fill no blocks, for tiles to be fast; else None."""
+    inputs, outputs = conv.weight.shape[1], conv.out_channels // conv.group
+    if inputs % block or outputs % block or min(inputs, outputs) < FEWEST:
+        return (
+            f"each group takes {inputs} channels and gives {outputs}; "
+            f"tiles are fast for multiples of {block}, {FEWEST} or more"
+        )
+    return None
+
+
+def in_tiles(conv: Conv, m: Ints) -> Conv | None:
+    """The convolution in tiles of m outputs, 1 along axes of one tap; None where that saves no products."""
+    shape = Winograd(
+        tuple(1 if taps == 1 else size for size, taps in zip(m, conv.kernel_shape, strict=False))
+    )
+    if shape.refuse(conv) is not None:
+        return None
+    tiled = conv.with_(lowering=shape)
+    return tiled if tiled.macs(_LARGE) < conv.macs(_LARGE) else None
+
+
+def stages_in_tiles(rewrite: Rewrite, m: Ints, block: int) -> Rewrite | None:
+    """The rewrite with all stages that can gain by them in tiles of m outputs, or None if there are none."""
+
+    def lowered(stage: Conv) -> Conv:
+        plain = stage.depthwise or stage.taps == 1 or narrow(stage, block) is not None
+        return stage if plain else in_tiles(stage, m) or stage
+
+    branches = tuple(tuple(map(lowered, branch)) for branch in rewrite.branches)
+    tiled = replace(rewrite, branches=branches)
+    return None if tiled.direct else tiled

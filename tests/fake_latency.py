@@ -39,7 +39,9 @@ def milliseconds(data: bytes, feeds: Mapping[str, np.ndarray]) -> float:
     return macs(data, feeds) / MACS_PER_MS
 
 
-def interleaved(models: Sequence[bytes], feeds: Sequence[Mapping], target=None, *, seconds=2.0, seed=0):
+def interleaved(
+    models: Sequence[bytes], feeds: Sequence[Mapping], target=None, *, seconds=2.0, seed=0, hopeless=None
+):
     return [milliseconds(model, feed) for model, feed in zip(models, feeds, strict=True)]
 
 

@@ -38,7 +38,7 @@ def clock(monkeypatch):
         def time(self, channels, call):
             return 1.0
 
-        def __call__(self, models, feeds, target=None, *, seconds=2.0, seed=0):
+        def __call__(self, models, feeds, target=None, *, seconds=2.0, seed=0, hopeless=None):
             self.calls = [*self.calls, (models, feeds, seconds)]
             return [self.time(_inner(model), len(self.calls)) for model in models]
 
@@ -69,7 +69,7 @@ def offers(site, *ranks, error=0.01):
 
 def measure(sites, *ranks, told=None):
     note = (lambda *_: None) if told is None else (lambda *args: told.append(args))
-    return table.measure([(site, offers(site, *ranks)) for site in sites], SHAPES, TARGET, note)
+    return table.measure([(site, offers(site, *ranks)) for site in sites], SHAPES, TARGET, 8, note)
 
 
 def times(candidates):
@@ -130,7 +130,7 @@ def test_the_site_as_it_is_stays_first(sites, clock):
 
 def test_beaten_candidates_are_never_timed(sites, clock):
     worse = Candidate("one", "q", (7,), offers(sites[0], 7)[1].skeleton, Cost(560), 1.0)
-    table.measure([(sites[0], [*offers(sites[0], 2), worse])], SHAPES, TARGET, lambda *_: None)
+    table.measure([(sites[0], [*offers(sites[0], 2), worse])], SHAPES, TARGET, 8, lambda *_: None)
     assert [_inner(model) for models, _, _ in clock.calls for model in models] == [None, 2]
 
 
@@ -142,6 +142,6 @@ def test_a_site_without_candidates_is_not_timed(sites, clock):
 def test_candidates_of_one_structure_share_their_measurement(sites, clock):
     clock.time = lambda channels, call: 1.0 if channels is None else channels / 10
     twin = Candidate("one", "q", (9,), offers(sites[0], 2)[1].skeleton, Cost(160), 0.001)
-    (found,) = table.measure([(sites[0], [*offers(sites[0], 2), twin])], SHAPES, TARGET, lambda *_: None)
+    (found,) = table.measure([(sites[0], [*offers(sites[0], 2), twin])], SHAPES, TARGET, 8, lambda *_: None)
     assert [len(models) for models, _, _ in clock.calls] == [2]
     assert times(found) == {(): 1.0, (2,): 0.2, (9,): 0.2}
