@@ -18,12 +18,14 @@ The house, from the ground up; nothing imports what stands below it here:
     runtime               the only room that knows ONNX Runtime: sessions with pinned options
     calibration           the statistics of every convolution's input
     drift, meter, budget, latency    what the gates measure, with confidence intervals
+    limits                what loading and memory may come to, beside what was measured
     plan                  candidates, and the fastest choice of them within a budget
     judge                 models measured against the original, on samples kept for that
     fitting, sensitivity, table      candidates fitted to the samples, what each costs in drift and in time
+    rounding              the error of exact forms against float64, and those that lose too much
     report                one `Report`; JSON, Markdown and terminal text are views of it
     search                plans tried on the network itself
-    verdict               the final word: within budget on fresh samples, and faster
+    verdict               the final word: within budget on fresh samples, faster, and light enough
     optimize              the command, one story from top to bottom
     cli                   the command line: parse, call, print, exit status
 

@@ -86,7 +86,7 @@ class Walk:
     def outputs_if(self, outputs: Sequence[Array]) -> list[list[npt.NDArray[Any]]]:
         """The model's outputs, one list a batch, if the site whose inputs were taken last gave these."""
         site = self._sites[self._next]
-        segment = graph.segments(self._model, [site])[1]
+        segment = graph.segments(self._model, self._sites[: self._next + 1])[-1]
         piece = segment.model
         session = None if piece is None else Session(piece, self._target)
         found = []

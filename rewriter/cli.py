@@ -229,6 +229,24 @@ def _listed(_: click.Context, __: click.Parameter, text: str | None) -> tuple[st
     help="Write a model only if it is at least so many times as fast.",
 )
 @click.option(
+    "--max-load",
+    default=10.0,
+    show_default=True,
+    metavar="FACTOR",
+    type=_number,
+    help="Write a model only if it takes at most so many times as long to load; 50 ms more are always "
+    "allowed.",
+)
+@click.option(
+    "--max-memory",
+    default=5.0,
+    show_default=True,
+    metavar="FACTOR",
+    type=_number,
+    help="Write a model only if its process takes at most so many times as much memory; 32 MB more are "
+    "always allowed.",
+)
+@click.option(
     "--report",
     "reports",
     multiple=True,

@@ -150,6 +150,15 @@ class Conv:
         return Cost(places * int(self.weight.size), params, self.out_channels * places)
 
     @property
+    def held(self) -> int:
+        """Weights and biases that a session holds: of what is transformed, what comes of it."""
+        if not isinstance(self.lowering, Winograd):
+            return int(self.weight.size + (0 if self.bias is None else self.bias.size))
+        inputs = int(self.weight.shape[1]) * prod(self.lowering.own_taps(self.kernel_shape))
+        outputs = prod(self.lowering.products(self.kernel_shape)) * self.out_channels
+        return outputs * (inputs + (0 if self.bias is None else 1))
+
+    @property
     def rounding(self) -> float:
         """About the relative error that its lowering adds to float32's own."""
         return self.lowering.rounding(self.kernel_shape) if isinstance(self.lowering, Winograd) else 0.0
@@ -223,6 +232,11 @@ class Rewrite:
     def direct(self) -> bool:
         """Whether every stage is one Conv node."""
         return all(isinstance(stage.lowering, Direct) for branch in self.branches for stage in branch)
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of the weights and biases that a session holds, in float32."""
+        return 4 * sum(stage.held for branch in self.branches for stage in branch)
 
     @property
     def rounding(self) -> float:

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rewriter import fitting, graph, prepare, runtime, search, table
+from rewriter import fitting, graph, prepare, rounding, runtime, search, table
 from rewriter.adjoint import output_metrics
 from rewriter.conv import Array, Cost, Grid, Ints, Refusal
 from rewriter.errors import OutputError, SampleError
 from rewriter.graph import Model
 from rewriter.judge import Judge
+from rewriter.limits import Limits
 from rewriter.plan import Plan, choose
 from rewriter.progress import Progress, silent
 from rewriter.report import Report, SiteReport, check_path, site_reports, write
@@ -57,6 +58,8 @@ def optimize(
     shapes: Mapping[str, Ints] | None = None,
     seed: int = 0,
     min_speedup: float = 1.02,
+    max_load: float = 10.0,
+    max_memory: float = 5.0,
     reports: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -85,6 +88,10 @@ def optimize(
         shapes: Sizes of inputs with dynamic dimensions to be fast at, by input name; the samples' otherwise.
         seed: Splits the samples and draws the patches.
         min_speedup: What the model must be faster by, at 99.9 % confidence, to be worth writing.
+        max_load: How many times the original's load time the model may take, at least 1; 50 ms more are never
+            too much.
+        max_memory: How many times the original's peak memory it may take to load and run, the process
+            included, at least 1; 32 MB more are never too much.
         reports: Paths of reports to write; the suffix chooses the view.
         progress: Told a stage, how much of it is done, and how much there is.
 
@@ -102,6 +109,7 @@ def optimize(
     progress = progress or silent
     target = Target(provider, threads)
     runtime.check_provider(provider)
+    limits = Limits(max_load, max_memory)
     chosen_passes = prepare.named_passes(passes, exact)
     budgets = dict(max_drift or (EXACT_MAX_DRIFT if exact else DEFAULT_MAX_DRIFT))
     if calibration is None and not (exact and evaluation is None):
@@ -118,13 +126,15 @@ def optimize(
             raise OutputError(f"report '{path}' is the output; choose another name")
     base = graph.unpin(original)
     sites, refusals = prepare.choose_sites(base, exclude)
+    remarks: tuple[str, ...] = ()
     if calibration is None:
-        fit, choosing, final = prepare.random_samples(original, shapes or {}, seed)
+        fit, choosing, final, told = prepare.random_samples(base, shapes or {}, seed)
+        remarks = (f"no samples were given; in their place random inputs, {told}",)
     else:
         fit, choosing, final = prepare.split_samples(original, calibration, evaluation, seed)
     feeds = prepare.deployed_feeds(original, fit, batch, shapes or {})
     judge = Judge(original, budgets, choosing, final, seed)
-    job = Job(original, judge, feeds, target, min_speedup, seed, progress)
+    job = Job(original, judge, feeds, target, min_speedup, limits, seed, progress)
 
     # fitting and judging run on the CPU, whatever the target; threads that spin between runs would slow the
     # fits
@@ -144,6 +154,11 @@ def optimize(
     timed = table.measure(
         [(each.site, each.candidates) for each in surveys], in_shapes, target, grid.block, progress
     )
+    checked = None
+    if exact:
+        surveyed = [each.site for each in surveys]
+        offered = list(zip(surveyed, timed, strict=True))
+        checked = rounding.check(base, offered, chosen_passes, [fit.feeds[0]], seed, calm, progress)
     # rounding at a site is taken to come out as it is
     cares = dict.fromkeys(sizes, 1.0) if exact else sensitivities(base, surveys, batches, calm, progress)
     offers = [
@@ -151,7 +166,7 @@ def optimize(
             replace(candidate, drift=cares.get(candidate.site, 0.0) * candidate.error)
             for candidate in candidates
         ]
-        for candidates in timed
+        for candidates in (timed if checked is None else [each.candidates for each in checked])
     ]
 
     by_name = {site.name: site for site in sites}
@@ -173,19 +188,24 @@ def optimize(
         trials.append(Trial(cautious, build(cautious), trials[0].usage))
     fallback = None if base is original else search.unchanged(offers)
 
-    def retreat(limit: float) -> Trial | None:
-        plan = choose(offers, limit)
+    def retreat(limit: float, most_bytes: float) -> Trial | None:
+        plan = choose(offers, limit, most_bytes)
         return Trial(plan, build(plan), 0.0) if plan.rewritten else None
 
     ending = final_word(job, trials, retreat, fallback, assemble)
     taken = None if ending.accepted is None else ending.accepted.plan
     report = _report(
         job,
-        site_reports(surveys, timed, in_shapes, taken),
-        refusals=(*refusals, *(refusal for each in surveys for refusal in each.refusals)),
+        site_reports(surveys, timed, in_shapes, taken, checked),
+        refusals=(
+            *refusals,
+            *(refusal for each in surveys for refusal in each.refusals),
+            *(refusal for each in checked or () for refusal in each.refusals),
+        ),
         steps=_steps(original, base),
         rounds=rounds,
         ending=ending,
+        remarks=remarks,
         samples={"fit": sum(map(_count, batches)), "choose": len(choosing), "final": len(final)},
         settings={
             "exact": exact,
@@ -198,6 +218,8 @@ def optimize(
             "shape": {name: list(shape) for name, shape in (shapes or {}).items()},
             "seed": seed,
             "min-speedup": min_speedup,
+            "max-load": max_load,
+            "max-memory": max_memory,
         },
     )
     if output is not None and ending.model is not None:
@@ -216,6 +238,7 @@ def _report(
     steps: tuple[str, ...],
     rounds: Sequence[Round],
     ending: Ending,
+    remarks: tuple[str, ...],
     samples: dict[str, int],
     settings: dict[str, object],
 ) -> Report:
@@ -233,9 +256,10 @@ def _report(
         gates=ending.gates,
         drift=ending.drift,
         latency=ending.latency,
+        expenses=() if ending.latency is None else job.limits.expenses(ending.latency),
         rounds=tuple(rounds),
         samples=samples,
-        warnings=ending.warnings,
+        warnings=(*remarks, *ending.warnings),
         environment=runtime.versions(),
         settings=settings,
     )

@@ -44,12 +44,14 @@ class Plan:
         drift: Sum of their predicted squared drifts.
         latency_ms: Sum of their latencies.
         bound_ms: No choice within the limit has a smaller sum.
+        added_bytes: What a session holds in weights beyond those of the sites as they are.
     """
 
     chosen: tuple[Candidate, ...]
     drift: float
     latency_ms: float
     bound_ms: float
+    added_bytes: int = 0
 
     @property
     def rewritten(self) -> tuple[Candidate, ...]:
@@ -79,19 +81,21 @@ def undominated(candidates: Sequence[Candidate], slack: float = 1.0) -> list[Can
     ]
 
 
-def choose(sites: Sequence[Sequence[Candidate]], limit: float) -> Plan:
+def choose(sites: Sequence[Sequence[Candidate]], limit: float, most_bytes: float = np.inf) -> Plan:
     """The choice of one candidate a site with the smallest total latency and total drift at most `limit`.
 
     A multiple-choice knapsack, solved as a mixed-integer linear program:
-    min Σ latency·x, Σ drift·x <= limit, Σ x = 1 at every site, x in {0, 1}.
+    min Σ latency·x, Σ drift·x <= limit, Σ bytes·x <= most_bytes, Σ x = 1 at every site, x in {0, 1}.
 
     Args:
-        sites: The candidates of every site; each with at least one without drift.
+        sites: The candidates of every site, the site as it is first; that has no drift.
         limit: On the sum of squared drifts, at least 0.
+        most_bytes: On the sum of what weights take beyond those of the sites as they are, at least 0.
     """
     if not sites:
         return Plan((), 0.0, 0.0, 0.0)
-    offers = [_front(candidates) for candidates in sites]
+    bounded = bool(np.isfinite(most_bytes))
+    offers = [_front(candidates, bounded) for candidates in sites]
     flat = [candidate for candidates in offers for candidate in candidates]
     latency = np.array([candidate.latency_ms for candidate in flat])
     # in units of the limit, so that the solver's absolute tolerance means the same for every budget
@@ -99,14 +103,20 @@ def choose(sites: Sequence[Sequence[Candidate]], limit: float) -> Plan:
     drift = np.minimum(drift, 2.0)
     owner = np.repeat(np.arange(len(offers)), [len(candidates) for candidates in offers])
     one_each = scipy.sparse.csr_array((np.ones(len(flat)), (owner, np.arange(len(flat)))))
+    as_they_are = np.array([candidates[0].skeleton.held_bytes for candidates in sites])
+    added = np.array([candidate.skeleton.held_bytes for candidate in flat]) - as_they_are[owner]
+    constraints = [
+        scipy.optimize.LinearConstraint(drift[None], -np.inf, 1.0),
+        scipy.optimize.LinearConstraint(one_each, 1.0, 1.0),
+    ]
+    if bounded:
+        scale = max(float(np.abs(added).max()), 1.0)
+        constraints.append(scipy.optimize.LinearConstraint(added[None] / scale, -np.inf, most_bytes / scale))
     result = scipy.optimize.milp(
         latency,
         integrality=np.ones(len(flat), np.int64),
         bounds=scipy.optimize.Bounds(0, 1),
-        constraints=[
-            scipy.optimize.LinearConstraint(drift[None], -np.inf, 1.0),
-            scipy.optimize.LinearConstraint(one_each, 1.0, 1.0),
-        ],
+        constraints=constraints,
         options={"time_limit": 10.0, "mip_rel_gap": 1e-4},
     )
     # the sites as they are always fit, so there is a solution
@@ -117,13 +127,20 @@ def choose(sites: Sequence[Sequence[Candidate]], limit: float) -> Plan:
         sum(candidate.drift for candidate in chosen),
         sum(candidate.latency_ms for candidate in chosen),
         float(np.asarray(result.mip_dual_bound)),
+        int(added[taken].sum()),
     )
 
 
-def _front(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates that are faster than every one with less drift."""
+def _front(candidates: Sequence[Candidate], bounded: bool) -> list[Candidate]:
+    """The candidates that are faster than every one with less drift, and where it counts with less weight."""
     front: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda c: (c.drift, c.latency_ms)):
-        if not front or candidate.latency_ms < front[-1].latency_ms:
+
+    def weight(candidate: Candidate) -> int:
+        return candidate.skeleton.held_bytes if bounded else 0
+
+    for candidate in sorted(candidates, key=lambda c: (c.drift, c.latency_ms, weight(c))):
+        if not any(
+            other.latency_ms <= candidate.latency_ms and weight(other) <= weight(candidate) for other in front
+        ):
             front.append(candidate)
     return front

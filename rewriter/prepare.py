@@ -1,7 +1,8 @@
 """Options, files and samples -> what a run needs, or one line that says what is wrong with them."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -9,10 +10,10 @@ import numpy.typing as npt
 import passes as catalogue
 from rewriter import calibration as calibrate
 from rewriter import graph
-from rewriter.conv import Ints, Refusal, Rewrite
+from rewriter.conv import Array, Ints, Refusal, Rewrite
 from rewriter.errors import ModelError, OptionError
-from rewriter.graph import Model, Site
-from rewriter.runtime import Target
+from rewriter.graph import Model, Norm, Site
+from rewriter.runtime import Session, Target
 from rewriter.samples import Feeds, InputSpec, Samples, split
 from rewriter.sources import Source, load
 
@@ -28,6 +29,50 @@ _LIVE_BYTES = 1 << 30
 
 # Samples of random values to choose and to judge by: rounding is much the same on all of them.
 _DRAWN = 4
+# BatchNormalizations near the input that tell its range, and samples to compare theirs with.
+_NORMS = 3
+_COMPARED = 2
+# The deviations of what they see are off by some 12 times: none of the usual ranges is theirs.
+_FAR = 5.0
+# Neighbouring pixels are alike: with blocks of so many along an axis the first layers of three trained models
+# saw at most 2.3 times the deviation that they expect; with independent values up to 3.6 times, and one of
+# the models was taken for one of another range.
+_BLOCK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Where random inputs are drawn from.
+
+    Attributes:
+        name: What reports call it.
+        limits: Of uniform values; None for normal ones of mean 0 and variance 1.
+        block: Neighbours along each spatial axis that share a value.
+    """
+
+    name: str
+    limits: tuple[float, float] | None = None
+    block: int = 1
+
+    def draw(self, rng: np.random.Generator, shape: Ints) -> Array:
+        """Values of a shape, batch and channels first."""
+        coarse = tuple(-(-size // self.block) if axis > 1 else size for axis, size in enumerate(shape))
+        values = rng.standard_normal(coarse) if self.limits is None else rng.uniform(*self.limits, coarse)
+        for axis, size in enumerate(shape):
+            if coarse[axis] != size:
+                values = values.repeat(self.block, axis).take(range(size), axis)
+        return np.asarray(values)
+
+
+_UNKNOWN: Final = Range("normal values of mean 0 and variance 1")
+# What images are usually scaled to.
+_USUAL: Final = (
+    Range("normal values of mean 0 and variance 1", None, _BLOCK),
+    Range("uniform values of 0 to 1", (0.0, 1.0), _BLOCK),
+    Range("uniform values of -1 to 1", (-1.0, 1.0), _BLOCK),
+    Range("uniform values of 0 to 255", (0.0, 255.0), _BLOCK),
+    Range("uniform values of -128 to 127", (-128.0, 127.0), _BLOCK),
+)
 
 
 def named_passes(names: Sequence[str] | None, exact: bool = False) -> tuple["Pass", ...]:
@@ -83,14 +128,29 @@ def split_samples(
     return given, choosing, final
 
 
-def random_samples(model: Model, shapes: Mapping[str, Ints], seed: int) -> tuple[Samples, Samples, Samples]:
-    """Samples of normal values for timing, for choosing and for the final word, of the sizes to be fast at.
+def random_samples(
+    model: Model, shapes: Mapping[str, Ints], seed: int
+) -> tuple[Samples, Samples, Samples, str]:
+    """Random samples for timing, for choosing and for the final word, and what to say of their values.
 
-    Integers are small counts, truth values toss a coin.
+    They have the sizes to be fast at. The first BatchNormalizations choose their range, as far as running
+    statistics tell it; without any they are normal. Integers are small counts, truth values toss a coin.
 
     Raises:
         OptionError: A size is dynamic and none is given, or an input has values of another kind.
     """
+    norms = graph.find_norms(model, _NORMS)
+    span, told = _expected(model, norms, shapes, seed) if norms else (_UNKNOWN, _UNKNOWN.name)
+    samples = load(_drawn(model, shapes, span, 2 * _DRAWN, seed), model.inputs, what="random")
+    return (
+        samples.subset([0]),
+        samples.subset(range(_DRAWN)),
+        samples.subset(range(_DRAWN, 2 * _DRAWN)),
+        told,
+    )
+
+
+def _drawn(model: Model, shapes: Mapping[str, Ints], span: Range, count: int, seed: int) -> list[Feeds]:
     rng = np.random.default_rng(seed)
 
     def value(spec: InputSpec) -> npt.NDArray[Any]:
@@ -104,14 +164,46 @@ def random_samples(model: Model, shapes: Mapping[str, Ints], seed: int) -> tuple
                 f"give them, as in --shape {spec.name}:{takes}, or samples"
             )
         if spec.dtype.kind == "f":
-            return rng.standard_normal(shape).astype(spec.dtype)
+            return span.draw(rng, shape).astype(spec.dtype)
         if spec.dtype.kind in "iub":
             return rng.integers(0, 2, shape).astype(spec.dtype)
         raise OptionError(f"input '{spec.name}' takes {spec.dtype}, which cannot be drawn; give samples")
 
-    drawn = [{spec.name: value(spec) for spec in model.inputs} for _ in range(2 * _DRAWN)]
-    samples = load(drawn, model.inputs, what="random")
-    return samples.subset([0]), samples.subset(range(_DRAWN)), samples.subset(range(_DRAWN, 2 * _DRAWN))
+    return [{spec.name: value(spec) for spec in model.inputs} for _ in range(count)]
+
+
+def _expected(
+    model: Model, norms: Sequence[Norm], shapes: Mapping[str, Ints], seed: int
+) -> tuple[Range, str]:
+    """The usual range that gives the BatchNormalizations most nearly what they saw, and what to say of it."""
+    names = list(dict.fromkeys(norm.input for norm in norms))
+    session = Session(graph.with_outputs(model, names), Target(spinning=False))
+
+    def distance(span: Range) -> float:
+        runs = [session.run(feeds, names) for feeds in _drawn(model, shapes, span, _COMPARED, seed)]
+        return float(
+            np.mean([_apart(norm, np.concatenate([run[norm.input] for run in runs])) for norm in norms])
+        )
+
+    distances = [distance(span) for span in _USUAL]
+    nearest = int(np.argmin(distances))
+    fits = "as" if distances[nearest] < _FAR else "although not what"
+    return _USUAL[nearest], f"{_USUAL[nearest].name}, {fits} its BatchNormalizations expect"
+
+
+def _apart(norm: Norm, values: Array) -> float:
+    """How far values `[N, C, ...]` are from what a BatchNormalization expects, in the median of its channels.
+
+    |log(var / running_var)| + |mean - running_mean| / deviation, the larger of the two deviations
+    """
+    axes = tuple(axis for axis in range(values.ndim) if axis != 1)
+    if not np.isfinite(values).all():
+        return np.inf
+    mean, variance = values.mean(axes, dtype=np.float64), values.var(axes, dtype=np.float64)
+    variance = np.maximum(variance, np.finfo(np.float32).tiny)
+    spread = np.abs(np.log(variance / norm.variance))
+    shift = np.abs(mean - norm.mean) / np.sqrt(np.maximum(variance, norm.variance))
+    return float(np.median(spread) + np.median(shift))
 
 
 def deployed_feeds(model: Model, samples: Samples, batch: int, shapes: Mapping[str, Ints]) -> Feeds:

@@ -1,7 +1,8 @@
-"""The final word: is a trial within budget on samples never used before, and faster beyond the noise?"""
+"""The final word: is a trial within budget on samples never used before, faster, and light enough?"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from rewriter import latency
 from rewriter.budget import Verdict
@@ -9,8 +10,9 @@ from rewriter.drift import Drift
 from rewriter.graph import Model
 from rewriter.judge import Judge
 from rewriter.latency import Latency
+from rewriter.limits import Expense, Limits
 from rewriter.progress import Progress
-from rewriter.report import Gate
+from rewriter.report import Gate, words
 from rewriter.runtime import Target
 from rewriter.samples import Feeds
 from rewriter.search import Trial
@@ -19,6 +21,10 @@ from rewriter.search import Trial
 _LOOKS = 4
 # A trial after one that was over budget has at most this share of its predicted squared drift.
 _RETREAT = 0.4
+# Load time and memory grow about as the weights that a session holds: a trial after one that was over a limit
+# has at most this share of what would just be allowed.
+_MARGIN = 0.8
+_OPTIONS = {"load_ms": "--max-load", "peak_bytes": "--max-memory"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +37,7 @@ class Job:
         feeds: What to time models with.
         target: How they are deployed.
         min_speedup: What the lower bound of the speed-up must reach.
+        limits: What loading it may take, and the memory to run it.
         seed: Of all that is drawn: patches and intervals.
         progress: Told what is being done.
     """
@@ -40,6 +47,7 @@ class Job:
     feeds: Feeds
     target: Target
     min_speedup: float
+    limits: Limits
     seed: int
     progress: Progress
 
@@ -60,19 +68,21 @@ class Ending:
 def final_word(
     job: Job,
     trials: Sequence[Trial],
-    retreat: Callable[[float], Trial | None],
+    retreat: Callable[[float, float], Trial | None],
     fallback: Trial | None,
     assemble: Callable[[Trial], Model],
 ) -> Ending:
     """The first of the trials, fastest first, that keeps to the budgets on the final samples and is faster.
 
     Where one is over budget on them the next must drift much less: their number is limited, and so is how
-    often they may be looked at before the look itself becomes a choice.
+    often they may be looked at before the look itself becomes a choice. Where one takes too long to load, or
+    too much memory, the next must hold less in weights.
 
     Args:
         job: What the trials must keep to.
         trials: What the search found, fastest first.
-        retreat: Makes a trial with at most so much predicted squared drift, for when these run out.
+        retreat: Makes a trial with at most so much predicted squared drift, and so many bytes of weights
+            added, for when these run out.
         fallback: The model with its exact steps alone, if there are any; tried last.
         assemble: Puts a trial's model together.
     """
@@ -82,6 +92,8 @@ def final_word(
         "a larger --max-drift may leave room for some.",
     )
     queue, looks = list(trials), 0
+    most_drift = most_bytes = inf
+    passed_over: tuple[str, ...] = ()
     while queue or fallback is not None:
         if queue:
             trial = queue.pop(0)
@@ -95,15 +107,16 @@ def final_word(
         warnings = tuple(verdict.warning for verdict in verdicts if verdict.warning is not None)
         if looks > 1:
             warnings += (f"the final samples were looked at {looks} times, for so many models",)
+        warnings += passed_over
         over = [gate for gate in gates if not gate.passed]
         if over:
             verdict = f"Nothing was written: on the final samples {_told(over)}."
             ending = Ending(None, verdict, None, measured, gates, ending.latency, warnings)
-            limit = trial.plan.drift * _RETREAT
-            queue = [other for other in queue if other.plan.drift <= limit]
+            most_drift = trial.plan.drift * _RETREAT
+            queue = [other for other in queue if other.plan.drift <= most_drift]
             if looks == _LOOKS:
                 queue = []
-            elif not queue and limit > 0.0 and (smaller := retreat(limit)) is not None:
+            elif not queue and most_drift > 0.0 and (smaller := retreat(most_drift, most_bytes)) is not None:
                 queue = [smaller]
             continue
         timing = latency.compare(
@@ -114,19 +127,34 @@ def final_word(
             seed=job.seed,
             progress=lambda done, total: job.progress("comparing", done, total),
         )
-        if timing.speedup_lower >= job.min_speedup:
+        fast = timing.speedup_lower >= job.min_speedup
+        heavy = [each for each in job.limits.expenses(timing) if not each.passed]
+        if fast and not heavy:
             verdict = (
                 f"{timing.speedup:.2f} times as fast (95 % interval {timing.speedup_low:.2f} to "
                 f"{timing.speedup_high:.2f}), {_told(gates)}."
             )
             return Ending(trial, verdict, model, measured, gates, timing, warnings)
-        verdict = (
-            f"Nothing was written: within budget ({_told(gates)}), but {timing.speedup:.2f} times as fast, "
-            f"at least {timing.speedup_lower:.2f} at 99.9 % confidence where {job.min_speedup:g} was asked."
-        )
+        if fast:
+            why = f"{timing.speedup:.2f} times as fast, but {' and '.join(map(_excess, heavy))}"
+            verdict = f"Nothing was written: within budget ({_told(gates)}) and {why}."
+            passed_over += (f"a model was passed over: {why}",)
+        else:
+            verdict = (
+                f"Nothing was written: within budget ({_told(gates)}), but {timing.speedup:.2f} times as "
+                f"fast, at least {timing.speedup_lower:.2f} at 99.9 % confidence where "
+                f"{job.min_speedup:g} was asked."
+            )
         ending = Ending(None, verdict, None, measured, gates, timing, warnings)
-        # of the others only those may be faster that leave alone what gained too little
-        queue = [other for other in queue if len(other.plan.rewritten) < len(trial.plan.rewritten)]
+        if fast and trial.plan.added_bytes > 0:
+            most_drift = min(most_drift, trial.plan.drift)
+            most_bytes = trial.plan.added_bytes * _MARGIN * min(each.allowed_growth for each in heavy)
+            queue = [other for other in queue if other.plan.added_bytes <= most_bytes]
+            if not queue and looks < _LOOKS and (lighter := retreat(most_drift, most_bytes)) is not None:
+                queue = [lighter]
+        else:
+            # of the others only those may be better that leave alone what gained too little, or took too much
+            queue = [other for other in queue if len(other.plan.rewritten) < len(trial.plan.rewritten)]
         if looks == _LOOKS:
             queue = []
     return ending
@@ -135,6 +163,14 @@ def final_word(
 def _gate(verdict: Verdict) -> Gate:
     asked, found = verdict.budget, verdict.drift
     return Gate(asked.measure, asked.limit, found.value, found.low, found.high, found.samples, verdict.passed)
+
+
+def _excess(expense: Expense) -> str:
+    name, write = words.EXPENSES[expense.measure]
+    return (
+        f"its {name} is {expense.ratio:.3g} times the original's ({write(expense.after)} instead of "
+        f"{write(expense.before)}), over {_OPTIONS[expense.measure]} {expense.limit:g}"
+    )
 
 
 def _told(gates: Sequence[Gate]) -> str:

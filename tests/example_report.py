@@ -6,6 +6,7 @@ from dataclasses import replace
 from rewriter.conv import Cost, Refusal
 from rewriter.drift import Drift
 from rewriter.latency import Latency
+from rewriter.limits import Expense
 from rewriter.report import Gate, Report, SiteReport
 from rewriter.search import Round
 
@@ -89,12 +90,17 @@ REWRITTEN = Report(
         before_load_ms=41.5,
         after_load_ms=38.27,
         before_peak_bytes=81_234_567,
-        after_peak_bytes=80_000_000,
+        after_peak_bytes=180_000_000,
         baseline_bytes=50_000_000,
         before_size_bytes=857_000,
         after_size_bytes=423_000,
         before_times_ms=(2.39, 2.4, 2.38),
         after_times_ms=(1.2, 1.21, math.nan),
+    ),
+    expenses=(
+        Expense("file_size_bytes", 857_000, 423_000, 423 / 857, None, None, True),
+        Expense("load_ms", 41.5, 38.27, 38.27 / 41.5, 10.0, 415.0, True),
+        Expense("peak_bytes", 81_234_567, 180_000_000, 180_000_000 / 81_234_567, 5.0, 406_172_835, True),
     ),
     rounds=(Round(2, 0.03, 0.6, 1.2, True),),
     samples={"final": 200, "fit": 600, "choose": 200},
@@ -115,6 +121,7 @@ REFUSED = replace(
     gates=(),
     drift=(),
     latency=None,
+    expenses=(),
     rounds=(),
     warnings=(),
 )

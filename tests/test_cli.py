@@ -69,6 +69,8 @@ def test_defaults(optimize, run):
         "shapes": {},
         "seed": 0,
         "min_speedup": 1.02,
+        "max_load": 10.0,
+        "max_memory": 5.0,
         "reports": (),
     }
     assert out.splitlines()[-2:] == [REWRITTEN.verdict, "Wrote out.onnx"]
@@ -81,7 +83,8 @@ def test_every_option(optimize, run):
         "--max-drift", "a=b/my.py:worst=1e-2", "--passes", "spatial_svd, tucker2",
         "--exclude", "stem", "--exclude", "head,1", "--provider", "cuda", "--threads", 3,
         "--batch", 8, "--shape", "input:0:1,3,32,32", "--shape", "mask:4", "--seed", 7,
-        "--min-speedup", 1.5, "--report", "a.md", "--report", "b.json",
+        "--min-speedup", 1.5, "--max-load", 3, "--max-memory", 1.5,
+        "--report", "a.md", "--report", "b.json",
     )
     # fmt: on
     assert status == 0
@@ -98,6 +101,8 @@ def test_every_option(optimize, run):
         "shapes": {"input:0": (1, 3, 32, 32), "mask": (4,)},
         "seed": 7,
         "min_speedup": 1.5,
+        "max_load": 3.0,
+        "max_memory": 1.5,
         "reports": (Path("a.md"), Path("b.json")),
     }
     assert out.splitlines()[-3:] == ["Wrote out.onnx", "Wrote a.md", "Wrote b.json"]
@@ -141,6 +146,14 @@ def test_unknown_names(run, args):
     assert re.fullmatch(rf"Error: .*'{args[1]}'.*known are .*\n", err)
 
 
+@pytest.mark.parametrize("option", ["--max-load", "--max-memory"])
+@pytest.mark.parametrize("value", ["0.99", "0", "-2"])
+def test_limits_below_what_the_original_takes(run, option, value):
+    status, out, err = run(*BASIC, option, value)
+    assert (status, out) == (2, "")
+    assert err == f"Error: {option} {value} is below 1, what the original takes; give 1 or more\n"
+
+
 def test_interrupted(optimize, run):
     optimize.outcome = KeyboardInterrupt()
     status, out, err = run(*BASIC)
@@ -165,6 +178,8 @@ def test_bugs_show(optimize, bug):
         (["--max-drift", "kl=1", "--max-drift", "kl=2"], "'kl' is given twice"),
         (["--min-speedup", "fast"], "'fast' is not a number"),
         (["--min-speedup", "nan"], "'nan' is not a number"),
+        (["--max-load", "long"], "'long' is not a number"),
+        (["--max-memory", "inf"], "'inf' is not a number"),
         (["--shape", "1,3,8,8"], "'1,3,8,8' is not of the form NAME:SIZES"),
         (["--shape", "x:1,0"], "'x:1,0' is not of the form NAME:SIZES"),
         (["--shape", "x:"], "'x:' is not of the form NAME:SIZES"),
@@ -223,6 +238,8 @@ def test_help(run):
     for words in (
         "[default: cpu]",
         "[default: 1.02]",
+        "[default: 10.0]",
+        "[default: 5.0]",
         "Exit status:",
         "130",
         "Examples:",

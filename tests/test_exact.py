@@ -1,12 +1,14 @@
 """`optimize(..., exact=True)`: no samples, no fitting, the same final word."""
 
+import json
+
 import fake_latency
 import numpy as np
 import pytest
 from graphs import model, run
 
 import rewriter
-from rewriter import OptionError, SampleError
+from rewriter import OptionError, SampleError, cli, limits
 
 MODEL = """
 agraph (float[batch,32,{size}] x) => (float[batch,{channels},{size}] y) {{
@@ -52,6 +54,44 @@ def test_nothing_is_written_where_nothing_pays(rng, tmp_path):
     assert not result.improved
     assert not (tmp_path / "fast.onnx").exists()
     assert "multiples of 8" in result.report.refusals[0].reason
+
+
+def test_the_command_says_that_nothing_pays(rng, tmp_path, capsys):
+    (tmp_path / "net.onnx").write_bytes(_model(rng, channels=12).bytes())
+    args = [tmp_path / "net.onnx", "-o", tmp_path / "fast.onnx", "--exact", "--report", tmp_path / "why.json"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["optimize", *map(str, args)])
+    assert ended.value.code == cli.UNMET == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "why.json"]
+    verdict = json.loads((tmp_path / "why.json").read_text())["verdict"]
+    assert verdict.startswith("Nothing was written: no rewrite is ")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert verdict in printed
+    assert "Wrote" not in printed.replace(f"Wrote {tmp_path / 'why.json'}", "")
+
+
+def test_memory_over_its_limit_gives_a_lighter_model(rng, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MEMORY_NOISE_BYTES", 0)
+    data = _model(rng).bytes()
+    free = rewriter.optimize(data, exact=True, max_memory=10).report
+    held = rewriter.optimize(data, exact=True, max_memory=2.5, output=tmp_path / "fast.onnx")
+    memory = {"free": free.expenses[2], "held": held.report.expenses[2]}
+    assert memory["free"].measure == "peak_bytes"
+    assert memory["free"].ratio > 2.5 >= memory["held"].ratio > 1
+    assert held.improved
+    assert (tmp_path / "fast.onnx").exists()
+    assert 1 < held.report.latency.speedup < free.latency.speedup
+    assert any("over --max-memory 2.5" in warning for warning in held.report.warnings)
+    assert held.report.settings["max-memory"] == 2.5
+
+
+def test_no_lighter_model_that_pays(rng, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MEMORY_NOISE_BYTES", 1)
+    found = rewriter.optimize(_model(rng).bytes(), exact=True, max_memory=1, output=tmp_path / "fast.onnx")
+    assert not found.improved
+    assert not (tmp_path / "fast.onnx").exists()
+    assert "over --max-memory 1." in found.report.verdict
+    assert not found.report.expenses[2].passed
 
 
 def test_what_is_asked_for_where_it_is_missing(rng):

@@ -34,6 +34,7 @@ KEYS = [
     "gates",
     "drift",
     "latency",
+    "expenses",
     "rounds",
     "samples",
     "warnings",

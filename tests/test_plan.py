@@ -1,4 +1,5 @@
 from itertools import product
+from math import prod
 
 import numpy as np
 import pytest
@@ -7,16 +8,23 @@ from hypothesis import strategies as st
 
 from rewriter.conv import Conv, Cost, Rewrite
 from rewriter.plan import Candidate, choose, undominated
+from rewriter.winograd import Winograd
 
-SKELETON = Rewrite(((Conv(np.zeros((1, 1, 1, 1), np.float32)),),))
+
+def skeleton(weights=1):
+    return Rewrite(((Conv(np.broadcast_to(np.float32(0), (weights, 1, 1, 1))),),))
 
 
-def candidate(site, name, drift, latency, macs=0, error=0.0):
-    return Candidate(site, name, (), SKELETON, Cost(macs), error, drift, latency)
+def candidate(site, name, drift, latency, macs=0, error=0.0, weights=1):
+    return Candidate(site, name, (), skeleton(weights), Cost(macs), error, drift, latency)
 
 
 figure = st.integers(0, 1000).map(lambda n: n / 1000)
+weights = st.integers(1, 100)
 networks = st.lists(st.lists(st.tuples(figure, figure), min_size=0, max_size=4), min_size=1, max_size=5)
+weighed = st.lists(
+    st.lists(st.tuples(figure, figure, weights), min_size=0, max_size=4), min_size=1, max_size=5
+)
 
 
 def build(network):
@@ -37,6 +45,50 @@ def test_choice_is_the_brute_force_optimum(network, limit):
     # the solver stops at a gap of 1e-4
     assert plan.latency_ms == pytest.approx(best, rel=2e-4, abs=1e-6)
     assert plan.bound_ms <= best + 1e-6
+
+
+@given(weighed, figure, st.integers(0, 400))
+def test_choice_keeps_to_the_bytes_of_weights(network, limit, most_bytes):
+    sites = [
+        [candidate(str(i), None, 0.0, 1.0, weights=20)]
+        + [candidate(str(i), "p", drift, latency, weights=held) for drift, latency, held in offers]
+        for i, offers in enumerate(network)
+    ]
+
+    def added(chosen):
+        return sum(each.skeleton.held_bytes - 4 * 20 for each in chosen)
+
+    plan = choose(sites, limit, most_bytes)
+    fitting = [
+        c for c in product(*sites) if sum(x.drift for x in c) <= limit + 1e-12 and added(c) <= most_bytes
+    ]
+    best = min(sum(x.latency_ms for x in c) for c in fitting)
+    assert plan.added_bytes == added(plan.chosen) <= most_bytes
+    # the solver stops at a gap of 1e-4; drift may be over by its tolerance
+    assert plan.latency_ms <= best * (1 + 2e-4) + 1e-6
+
+
+def test_lighter_forms_are_there_where_weight_counts():
+    sites = [
+        [
+            candidate("a", None, 0.0, 1.0),
+            candidate("a", "heavy", 0.1, 0.2, weights=9),
+            candidate("a", "light", 0.2, 0.5, weights=2),
+        ]
+    ]
+    for most_bytes, taken in ((np.inf, "heavy"), (32, "heavy"), (31, "light"), (3, None), (0, None)):
+        plan = choose(sites, 1.0, most_bytes)
+        assert plan.chosen[0].pass_name == taken
+    assert choose(sites, 1.0).added_bytes == 32
+
+
+@pytest.mark.parametrize(("m", "shape"), [((4, 4), (36, 1)), ((2, 1), (4, 3)), ((1, 6), (8, 3))])
+def test_a_session_holds_the_transformed_weight(m, shape):
+    products, taps = shape
+    conv = Conv(np.zeros((32, 16, 3, 3), np.float32), pads=(1, 1, 1, 1))
+    tiled = conv.with_(bias=np.zeros(32, np.float32), lowering=Winograd(m))
+    assert Rewrite(((conv,),)).held_bytes == 4 * prod(conv.weight.shape)
+    assert Rewrite(((tiled,),)).held_bytes == 4 * products * 32 * (16 * taps + 1)
 
 
 def test_one_candidate_a_site_in_order():

@@ -41,6 +41,15 @@ def test_json_holds_every_field_version_first():
     assert values["latency"]["before_times_ms"] == [2.39, 2.4, 2.38]
     assert values["sites"][0]["before"] == {"macs": 28_901_376, "params": 36_928, "activations": 50_176}
     assert values["sites"][1]["node"] == EVIL
+    assert values["expenses"][1] == {
+        "measure": "load_ms",
+        "before": 41.5,
+        "after": 38.27,
+        "ratio": 38.27 / 41.5,
+        "limit": 10.0,
+        "allowed": 415.0,
+        "passed": True,
+    }
     assert values["refusals"][0] == {
         "node": "gate|1",
         "pass_name": None,
@@ -87,12 +96,12 @@ def test_markdown_begins_with_the_verdict():
 
 def test_markdown_figures():
     text = to_markdown(REWRITTEN)
-    assert cells(text, "Latency") == ["Latency", "2.39 ms", "1.21 ms", "1.98x"]
-    assert cells(text, "File size") == ["File size", "857 kB", "423 kB", "-50.6 %"]
-    assert cells(text, "MACs of convolutions")[1:] == ["56.8 M", "19.6 M", "-65.6 %"]
-    assert cells(text, "Parameters of convolutions")[1:] == ["214 k", "105 k", "-50.7 %"]
-    assert cells(text, "Load time")[1:] == ["41.5 ms", "38.3 ms", "-7.8 %"]
-    assert cells(text, "Peak memory")[1:] == ["81.2 MB", "80.0 MB", "-1.5 %"]
+    assert cells(text, "Latency") == ["Latency", "2.39 ms", "1.21 ms", "1.98x", ""]
+    assert cells(text, "File size") == ["File size", "857 kB", "423 kB", "-50.6 %", ""]
+    assert cells(text, "MACs of convolutions")[1:] == ["56.8 M", "19.6 M", "-65.6 %", ""]
+    assert cells(text, "Parameters of convolutions")[1:] == ["214 k", "105 k", "-50.7 %", ""]
+    assert cells(text, "Load time")[1:] == ["41.5 ms", "38.3 ms", "-7.8 %", "415 ms"]
+    assert cells(text, "Peak memory")[1:] == ["81.2 MB", "180 MB", "2.22 times", "406 MB"]
     assert cells(text, "`rel_l2`")[1:] == ["0.0312", "0.0298 to 0.0327", "200", "0.05", "within"]
     noise = cells(text, "<code>noise&#95;db of logits&#124;&#60;b&#62;</code>")
     assert noise[1:] == ["-30.1 dB", "-inf to -29.5", "200", "-", ""]
@@ -173,6 +182,8 @@ def test_terminal_says_what_markdown_says():
     assert "depthwise_pointwise 2 7.33 M 9.41 k 0.250 1.23 %" in lines
     assert "tucker2 64 x 32 10.0 M 50.0 k - 0 %" in lines
     assert "Latency 2.39 ms 1.21 ms 1.98x" in lines
+    assert "Load time 41.5 ms 38.3 ms -7.8 % 415 ms" in lines
+    assert "Peak memory 81.2 MB 180 MB 2.22 times 406 MB" in lines
     assert "rel_l2 0.0312 0.0298 to 0.0327 200 0.05 within" in lines
     assert lines[-1] == REWRITTEN.verdict
 
@@ -300,7 +311,8 @@ def test_count(value, text):
 
 def test_change():
     assert words.change(200, 100) == "-50.0 %"
-    assert words.change(100, 250) == "+150.0 %"
+    assert words.change(100, 150) == "+50.0 %"
+    assert words.change(100, 250) == "2.50 times"
     assert words.change(100, 100) == "0 %"
     assert words.change(0, 100) == "-"
 

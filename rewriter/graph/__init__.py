@@ -10,6 +10,7 @@
 What is not rewritten comes out as it came, byte for byte.
 """
 
+from rewriter.graph.batchnorm import Norm, find_norms
 from rewriter.graph.describe import describe
 from rewriter.graph.files import Source, check_output, load, save
 from rewriter.graph.fold import fold
@@ -26,6 +27,7 @@ from rewriter.graph.views import with_outputs, with_shapes
 __all__ = [
     "Follower",
     "Model",
+    "Norm",
     "Segment",
     "Site",
     "Source",
@@ -34,6 +36,7 @@ __all__ = [
     "block_probe",
     "check_output",
     "describe",
+    "find_norms",
     "find_sites",
     "fold",
     "load",

@@ -1,4 +1,4 @@
-"""A BatchNormalization behind a convolution, folded into its weight and bias.
+"""BatchNormalizations: folded into the convolution before them, and what they tell of their inputs.
 
     s = γ / √(var + ε)          W' = W·s  (a factor for each out-channel m)          b' = (b - μ)·s + β
 
@@ -7,12 +7,15 @@ Exact up to rounding, borders included: the normalisation comes after the paddin
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 
 from rewriter.conv import Array, Conv
 from rewriter.graph.analysis import Analysis
 from rewriter.graph.attributes import ONNX_DOMAINS, attribute
+from rewriter.graph.model import Model
 
 
 def fold_norm(conv: Conv, norm: onnx.NodeProto, output: str, analysis: Analysis, opset: int) -> Conv | None:
@@ -34,6 +37,43 @@ def fold_norm(conv: Conv, norm: onnx.NodeProto, output: str, analysis: Analysis,
     if len(arrays) != 4 or any(array.shape != (conv.out_channels,) for array in arrays):
         return None
     return _fold(conv, *arrays, epsilon=attribute(norm, "epsilon", 1e-5))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """What a BatchNormalization has seen of its input in training.
+
+    Attributes:
+        input: Name of the tensor that it takes, `[N, C, ...]`.
+        mean: Of each channel, `[C]`.
+        variance: Of each channel with epsilon added, above 0, `[C]`.
+    """
+
+    input: str
+    mean: Array
+    variance: Array
+
+
+def find_norms(model: Model, most: int) -> tuple[Norm, ...]:
+    """The first BatchNormalizations of the top graph that run with constant statistics, at most so many."""
+    analysis = Analysis(model)
+    found: list[Norm] = []
+    for node in model.proto.graph.node:
+        if len(found) == most:
+            break
+        if node.op_type != "BatchNormalization" or node.domain not in ONNX_DOMAINS:
+            continue
+        if len(node.input) < 5 or not node.output or _training(node, model.opset):
+            continue
+        if not attribute(node, "spatial", 1):
+            continue
+        parameters = [analysis.constant(name) for name in node.input[3:5]]
+        mean, variance = (np.asarray([] if a is None else a, np.float64) for a in parameters)
+        variance = variance + attribute(node, "epsilon", 1e-5)
+        usable = mean.ndim == 1 and mean.size and mean.shape == variance.shape
+        if usable and np.isfinite(mean).all() and np.isfinite(variance).all() and np.all(variance > 0):
+            found.append(Norm(node.input[0], mean, variance))
+    return tuple(found)
 
 
 def _training(norm: onnx.NodeProto, opset: int) -> bool:

@@ -23,8 +23,8 @@ def to_markdown(report: Report) -> str:
     blocks = [f"**{_text(report.verdict)}**"]
     blocks.append(
         _table(
-            ("", "before", "after", "change"),
-            [(row.name, row.before, row.after, row.change) for row in rows.model_rows(report)],
+            ("", "before", "after", "change", "limit"),
+            [(row.name, row.before, row.after, row.change, row.limit) for row in rows.model_rows(report)],
         )
     )
     blocks.append(_text(rows.latency_sentence(report)))
@@ -48,7 +48,9 @@ def to_markdown(report: Report) -> str:
 def _sites(report: Report) -> str:
     sites = rows.site_rows(report)
     timed = any(site.latency for site in sites)
-    header = ("Convolution", "was", "became", "rank", "MACs", "parameters", "predicted error")
+    rounded = any(site.rounding for site in sites)
+    error = "rounding error" if rounded else "predicted error"
+    header = ("Convolution", "was", "became", "rank", "MACs", "parameters", error)
     short = words.short_names((site.node for site in sites), _LONGEST_NAME)
     table = _table(
         (*header, "ms") if timed else header,
@@ -60,7 +62,7 @@ def _sites(report: Report) -> str:
                 site.rank,
                 " → ".join(site.macs),
                 " → ".join(site.params),
-                site.error,
+                " → ".join(site.rounding) if site.rounding else site.error,
                 *((" → ".join(site.latency or ("-", "-")),) if timed else ()),
             )
             for site in sites[:_MOST_SITES]

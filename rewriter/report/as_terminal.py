@@ -34,8 +34,8 @@ def to_terminal(report: Report, console: Console) -> None:
         view.say(f"Also: {step}")
     console.print()
     view.table(
-        ("Model", "before", "after", "change"),
-        [(row.name, row.before, row.after, row.change) for row in rows.model_rows(report)],
+        ("Model", "before", "after", "change", "limit"),
+        [(row.name, row.before, row.after, row.change, row.limit) for row in rows.model_rows(report)],
     )
     view.say(rows.latency_sentence(report))
     if drift := rows.drift_rows(report):
@@ -78,10 +78,11 @@ class _View:
         short = words.short_names((site.node for site in sites), room)
         lines = []
         for site in sites:
-            times = site.latency or ("-", "-")
-            lines.append((short[site.node], site.was, "", site.macs[0], site.params[0], times[0], ""))
-            lines.append(("", site.became, site.rank, site.macs[1], site.params[1], times[1], site.error))
-        header = ("Convolution", "was, became", "rank", "MACs", "params", "ms", "pred.\nerror")
+            times, errors = site.latency or ("-", "-"), site.rounding or ("", site.error)
+            lines.append((short[site.node], site.was, "", site.macs[0], site.params[0], times[0], errors[0]))
+            lines.append(("", site.became, site.rank, site.macs[1], site.params[1], times[1], errors[1]))
+        kind = "round." if any(site.rounding for site in sites) else "pred."
+        header = ("Convolution", "was, became", "rank", "MACs", "params", "ms", f"{kind}\nerror")
         self.table(header, lines, right_from=2)
 
     def _text(self, text: str, style: str = "") -> Text:

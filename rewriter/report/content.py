@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rewriter.conv import Cost, Ints, Refusal
 from rewriter.drift import Drift
 from rewriter.latency import Latency
+from rewriter.limits import Expense
 from rewriter.search import Round
 
 SCHEMA_VERSION = 1
@@ -28,6 +29,9 @@ class SiteReport:
         latency_before_ms: measured alone, with what fuses behind it; None where it was not measured.
         latency_after_ms: the same for what stands there now.
         reason: why it stays, or None where it was rewritten.
+        rounding_error: relative L2 error of the lowering that stands there now against float64, with exact
+            rewrites; None where it was not measured or stays.
+        direct_rounding_error: the same of the Conv as it was.
     """
 
     node: str
@@ -41,6 +45,8 @@ class SiteReport:
     latency_before_ms: float | None
     latency_after_ms: float | None
     reason: str | None = None
+    rounding_error: float | None = None
+    direct_rounding_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class Report:
         after: the same for the result.
         drift: every measure on the final samples; empty where no candidate reached them.
         latency: before against after as deployed; None where nothing was left to time.
+        expenses: file size, load time and peak memory with their limits; empty where `latency` is None.
         samples: how many samples fitted, chose and judged: keys `fit`, `choose`, `final`.
         environment: versions, processor, cores.
         settings: the options in effect, by their command-line names.
@@ -84,6 +91,7 @@ class Report:
     gates: tuple[Gate, ...]
     drift: tuple[Drift, ...]
     latency: Latency | None
+    expenses: tuple[Expense, ...]
     rounds: tuple[Round, ...]
     samples: dict[str, int]
     warnings: tuple[str, ...]

@@ -6,18 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rewriter.drift import MEASURES, Drift
+from rewriter.limits import Expense
 from rewriter.report import words
 from rewriter.report.content import Gate, Report, SiteReport
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """A figure of the whole model."""
+    """A figure of the whole model; `limit` is empty where it has none."""
 
     name: str
     before: str
     after: str
     change: str
+    limit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class SiteRow:
     params: tuple[str, str]
     latency: tuple[str, str] | None
     error: str
+    rounding: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +73,7 @@ def model_rows(report: Report) -> list[ModelRow]:
         words.milliseconds(latency.after_ms),
         words.factor(latency.speedup),
     )
-    return [
-        first,
-        *rows,
-        _model_row("File size", words.size, latency.before_size_bytes, latency.after_size_bytes),
-        _model_row("Load time", words.milliseconds, latency.before_load_ms, latency.after_load_ms),
-        _model_row("Peak memory", words.size, latency.before_peak_bytes, latency.after_peak_bytes),
-    ]
+    return [first, *rows, *map(_expense_row, report.expenses)]
 
 
 def latency_sentence(report: Report) -> str:
@@ -136,6 +133,17 @@ def _model_row(name: str, write: Callable[[float], str], before: float, after: f
     return ModelRow(name, write(before), write(after), words.change(before, after))
 
 
+def _expense_row(expense: Expense) -> ModelRow:
+    name, write = words.EXPENSES[expense.measure]
+    return ModelRow(
+        name.capitalize(),
+        write(expense.before),
+        write(expense.after),
+        words.change(expense.before, expense.after),
+        "" if expense.allowed is None else write(expense.allowed),
+    )
+
+
 def _drift_row(name: str, measured: Gate | Drift, budget: str, passed: bool | None) -> DriftRow:
     value = _with_unit(words.figure(measured.value), measured.measure)
     interval = words.interval(measured.low, measured.high)
@@ -151,6 +159,9 @@ def _site_row(site: SiteReport) -> SiteRow:
     latency = None
     if site.latency_before_ms is not None and site.latency_after_ms is not None:
         latency = (words.figure(site.latency_before_ms), words.figure(site.latency_after_ms))
+    rounding = None
+    if site.rounding_error is not None and site.direct_rounding_error is not None:
+        rounding = (words.figure(site.direct_rounding_error), words.figure(site.rounding_error))
     return SiteRow(
         node=words.printable(site.node),
         was=words.printable(site.was),
@@ -160,4 +171,5 @@ def _site_row(site: SiteReport) -> SiteRow:
         params=(words.count(site.before.params), words.count(site.after.params)),
         latency=latency,
         error=words.percent(site.predicted_error),
+        rounding=rounding,
     )

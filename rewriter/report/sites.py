@@ -10,6 +10,7 @@ from rewriter.conv import Conv, Ints
 from rewriter.fitting import Survey
 from rewriter.plan import Candidate, Plan
 from rewriter.report.content import SiteReport
+from rewriter.rounding import Checked
 
 
 def site_reports(
@@ -17,6 +18,7 @@ def site_reports(
     timed: Sequence[Sequence[Candidate]],
     shapes: Mapping[str, Ints],
     plan: Plan | None,
+    checked: Sequence[Checked] | None = None,
 ) -> tuple[SiteReport, ...]:
     """One report a site.
 
@@ -25,15 +27,19 @@ def site_reports(
         timed: Of each the candidates that were left, the site as it is first.
         shapes: The shape of each site's input as deployed, batch first, by site name.
         plan: What was chosen, or None where every site stays as it is.
+        checked: Of each what rounding makes of its candidates, if that was measured.
     """
     became = [candidates[0] for candidates in timed] if plan is None else plan.chosen
+    looks = checked or [Checked(tuple(candidates)) for candidates in timed]
     return tuple(
-        _site_report(survey, shapes[survey.site.name], candidates, taken)
-        for survey, candidates, taken in zip(surveys, timed, became, strict=True)
+        _site_report(survey, shapes[survey.site.name], candidates, taken, look)
+        for survey, candidates, taken, look in zip(surveys, timed, became, looks, strict=True)
     )
 
 
-def _site_report(survey: Survey, shape: Ints, timed: Sequence[Candidate], became: Candidate) -> SiteReport:
+def _site_report(
+    survey: Survey, shape: Ints, timed: Sequence[Candidate], became: Candidate, look: Checked
+) -> SiteReport:
     """What a site was and became; `timed` begins with the site as it is."""
     site, before = survey.site, timed[0]
     reason = None
@@ -42,6 +48,8 @@ def _site_report(survey: Survey, shape: Ints, timed: Sequence[Candidate], became
             reason = "no pass has a form for it"
         elif len(timed) == 1:
             reason = "no form that keeps its output is faster here"
+        elif len(look.candidates) == 1:
+            reason = "every faster form of it loses too much to rounding"
         else:
             reason = "within the budget other convolutions gain more"
     return SiteReport(
@@ -56,6 +64,10 @@ def _site_report(survey: Survey, shape: Ints, timed: Sequence[Candidate], became
         latency_before_ms=before.latency_ms if len(timed) > 1 else None,
         latency_after_ms=became.latency_ms if len(timed) > 1 else None,
         reason=reason,
+        rounding_error=None
+        if became.skeleton.direct or look.direct is None
+        else float(np.sqrt(became.error)),
+        direct_rounding_error=look.direct,
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Final
 
 
 def figure(value: float | None) -> str:
@@ -39,15 +41,30 @@ def milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{figure(value)} ms"
 
 
+EXPENSES: Final[Mapping[str, tuple[str, Callable[[float | None], str]]]] = MappingProxyType(
+    {
+        "file_size_bytes": ("file size", size),
+        "load_ms": ("load time", milliseconds),
+        "peak_bytes": ("peak memory", size),
+    }
+)
+"""What the measures of expenses are called, and how their figures are written."""
+
+
 def factor(value: float | None) -> str:
     """A speed-up: `1.98x`; `-` where nothing was measured."""
     return "-" if value is None else f"{value:.2f}x"
 
 
 def change(before: float | None, after: float | None) -> str:
-    """What became of a cost, in per cent of what it was: `-41.2 %`; `-` where it cannot be said."""
+    """What became of a cost, in per cent of what it was: `-41.2 %`, from twice as much on `7.50 times`.
+
+    `-` where it cannot be said.
+    """
     if not before or after is None or not math.isfinite(after / before):
         return "-"
+    if after >= 2 * before:
+        return f"{figure(after / before)} times"
     share = 100 * (after / before - 1)
     return "0 %" if abs(share) < 0.05 else f"{share:+.1f} %"
 

@@ -1,0 +1,155 @@
+"""The final word on trials whose drift, speed, load time and memory are given."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from example_report import REWRITTEN
+
+from rewriter import latency
+from rewriter.budget import Budget, Verdict
+from rewriter.conv import Conv, Cost, Rewrite
+from rewriter.drift import Drift
+from rewriter.limits import Limits
+from rewriter.plan import Candidate, Plan
+from rewriter.search import Trial
+from rewriter.verdict import Job, final_word
+
+MB = 10**6
+SKELETON = Rewrite(((Conv(np.zeros((1, 1, 1, 1), np.float32)),),))
+
+
+def trial(added_mb, speedup=2.0, drift=0.01, load_ms=None, sites=4):
+    """A trial with so many sites rewritten; the rest is what will be measured of it."""
+    chosen = tuple(Candidate(str(i), "p", (), SKELETON, Cost(), 0.0) for i in range(sites))
+    measured = {"speedup": speedup, "drift": drift, "added": added_mb * MB, "load": load_ms or 100.0}
+    return Trial(Plan(chosen, drift**2, 1 / speedup, 0.0, added_mb * MB), measured, 0.5)
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Runs the final word on trials and ways to retreat; returns the ending, looks and asked retreats."""
+
+    def compare(before, after, *_, **__):
+        return replace(
+            REWRITTEN.latency,
+            speedup=after["speedup"],
+            speedup_lower=after["speedup"],
+            before_load_ms=100.0,
+            after_load_ms=after["load"],
+            before_peak_bytes=100 * MB,
+            after_peak_bytes=100 * MB + 2 * after["added"],
+        )
+
+    def verdicts(model):
+        drift = Drift("rel_l2", None, model.measured["drift"], 0.0, 0.1, 50, 0)
+        return (drift,), (Verdict(Budget("rel_l2", 0.05), drift, drift.value <= 0.05, None),)
+
+    def call(trials, retreats=(), fallback=None, limits=None):
+        looked, asked, left = [], [], list(retreats)
+
+        def assemble(each):
+            looked.append(each)
+            return SimpleNamespace(measured=each.rewrites, bytes=lambda: each.rewrites)
+
+        def retreat(drift, most_bytes):
+            asked.append((drift, most_bytes))
+            return left.pop(0) if left else None
+
+        original = SimpleNamespace(bytes=lambda: None)
+        judge = SimpleNamespace(verdicts=verdicts)
+        job = Job(original, judge, {}, None, 1.02, limits or Limits(), 0, lambda *_: None)
+        return final_word(job, trials, retreat, fallback, assemble), looked, asked
+
+    monkeypatch.setattr(latency, "compare", compare)
+    return call
+
+
+def test_within_the_limits_the_fastest_is_taken(judged):
+    first, second = trial(200), trial(10)
+    ending, looked, _ = judged([first, second])
+    assert ending.accepted is first
+    assert looked == [first]
+
+
+def test_memory_over_its_limit(judged):
+    ending, _, asked = judged([trial(300)])
+    assert ending.accepted is None
+    assert ending.model is None
+    assert ending.latency is not None
+    assert ending.verdict == (
+        "Nothing was written: within budget (rel_l2 0.01 of 0.05 on 50 samples) and 2.00 times as fast, but "
+        "its peak memory is 7 times the original's (700 MB instead of 100 MB), over --max-memory 5."
+    )
+    # 400 of 600 MB more are allowed, and a margin is left
+    assert asked == [(pytest.approx(1e-4), pytest.approx(300 * MB * 400 / 600 * 0.8))]
+
+
+def test_load_time_over_its_limit(judged):
+    ending, _, asked = judged([trial(10, load_ms=500.0)], limits=Limits(load=3.0))
+    assert "its load time is 5 times the original's (500 ms instead of 100 ms), over --max-load 3." in (
+        ending.verdict
+    )
+    assert asked == [(pytest.approx(1e-4), pytest.approx(10 * MB * 200 / 400 * 0.8))]
+
+
+def test_both_over_their_limits(judged):
+    ending, _, asked = judged([trial(300, load_ms=5000.0)])
+    assert "--max-load 10 and its peak memory is" in ending.verdict
+    assert asked[0][1] == pytest.approx(300 * MB * 900 / 4900 * 0.8)
+
+
+def test_the_next_needs_less(judged):
+    heavy, less, light = trial(300, 3.0), trial(250, 2.5), trial(100, 2.0)
+    ending, looked, asked = judged([heavy, less, light])
+    assert ending.accepted is light
+    assert looked == [heavy, light]
+    assert asked == []
+    assert any(
+        "a model was passed over: 3.00 times as fast, but its peak memory" in w for w in ending.warnings
+    )
+
+
+def test_a_lighter_one_is_made_where_none_is_left(judged):
+    heavy, light = trial(300, 3.0), trial(150, 2.0)
+    ending, looked, _ = judged([heavy, trial(250)], [light])
+    assert ending.accepted is light
+    assert looked == [heavy, light]
+    assert ending.latency.after_peak_bytes == 400 * MB
+
+
+def test_a_retreat_from_drift_keeps_the_limit_on_memory(judged):
+    heavy, drifting = trial(300), trial(100, drift=0.09)
+    _, _, asked = judged([heavy], [drifting])
+    assert asked[1] == (pytest.approx(0.09**2 * 0.4), asked[0][1])
+
+
+def test_looks_are_limited(judged):
+    ending, looked, asked = judged([trial(300)], [trial(299 - i) for i in range(9)])
+    assert len(looked) == 4
+    assert len(asked) == 3
+    assert ending.accepted is None
+    assert sum("passed over" in warning for warning in ending.warnings) == 3
+
+
+def test_what_adds_no_weights_is_followed_by_less_rewritten(judged):
+    slow_to_load, same, fewer = trial(0, load_ms=2000.0), trial(0), trial(0, sites=2)
+    ending, looked, asked = judged([slow_to_load, same, fewer])
+    assert ending.accepted is fewer
+    assert looked == [slow_to_load, fewer]
+    assert asked == []
+
+
+def test_the_fallback_comes_last(judged):
+    heavy, fallback = trial(300), trial(0, 1.1, sites=0)
+    ending, looked, asked = judged([heavy], fallback=fallback)
+    assert ending.accepted is fallback
+    assert looked == [heavy, fallback]
+    assert len(asked) == 1
+
+
+def test_too_slow_is_no_matter_of_memory(judged):
+    ending, _, asked = judged([trial(300, 1.01)])
+    assert "at least 1.01 at 99.9 % confidence where 1.02 was asked" in ending.verdict
+    assert asked == []
