@@ -7,6 +7,7 @@ compared.
 
 import contextlib
 import gc
+import itertools
 import math
 import os
 import tempfile
@@ -47,6 +48,8 @@ _KEPT_TIMES: Final = 2000
 _LEAST_TURNS: Final = 5
 _LEAST_TURN_MS: Final = 0.2
 _FASTEST: Final = 3
+# A model slower than this is tried once, others twice, before the turns begin.
+_SLOW_MS: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +253,7 @@ def interleaved(
     *,
     seconds: float = 2.0,
     seed: int = 0,
-    hopeless: Callable[[Sequence[float]], Sequence[bool]] | None = None,
+    hopeless: Callable[[Sequence[float], int], Sequence[bool]] | None = None,
 ) -> list[float]:
     """Returns the milliseconds of one run of every model, measured side by side in this process.
 
@@ -270,7 +273,8 @@ def interleaved(
         target: How they will be deployed.
         seconds: Time to spend; it takes longer where five turns of each model do.
         seed: Seeds the order.
-        hopeless: Says by the milliseconds of a first try which models need not be measured any better.
+        hopeless: Says, by the milliseconds of a first try and then after so many turns, which models need
+            not be measured any better.
 
     Raises:
         ModelError: A model cannot be loaded or run.
@@ -280,21 +284,38 @@ def interleaved(
     sessions = [Session(model, target) for model in models]
     jobs = list(zip(sessions, feeds, strict=True))
     with _no_collection():
-        once = [float(np.min(time_runs(session, feed, 3)[1:])) for session, feed in jobs]
+        once = [_try(session, feed) for session, feed in jobs]
         runs = [math.ceil(_LEAST_TURN_MS / max(ms, 1e-3)) for ms in once]
-        lost = [False] * len(jobs) if hopeless is None else hopeless(once)
-        racing = [index for index, out in enumerate(lost) if not out]
-        turns: list[list[float]] = [[ms] if out else [] for ms, out in zip(once, lost, strict=True)]
+        turns: list[list[float]] = [[] for _ in jobs]
+        racing = list(range(len(jobs)))
         end = time.perf_counter() + seconds
-        while racing and (len(turns[racing[0]]) < _LEAST_TURNS or time.perf_counter() < end):
+        for turn in itertools.count():
+            if hopeless is not None and turn < _LEAST_TURNS:
+                lost = hopeless(
+                    [_typical(each, target) or ms for each, ms in zip(turns, once, strict=True)], turn
+                )
+                racing = [index for index in racing if not lost[index]]
+            if not racing or (turn >= _LEAST_TURNS and time.perf_counter() > end):
+                break
             for index in rng.permutation(racing):
                 session, feed = jobs[index]
                 # the first run of a short turn warms the caches and is not counted
                 extra = 1 if once[index] < _DROPPED_MS else 0
                 turns[index].append(float(np.mean(time_runs(session, feed, runs[index] + extra)[extra:])))
-    if target.parallel:
-        return [float(np.median(each)) for each in turns]
-    return [float(np.mean(np.sort(each)[:_FASTEST])) for each in turns]
+    return [_typical(each, target) or ms for each, ms in zip(turns, once, strict=True)]
+
+
+def _try(session: Session, feed: Feeds) -> float:
+    """Milliseconds of the first runs after one that warms up; slow models are given one."""
+    first = time_runs(session, feed, 2)[1]
+    return float(first if first > _SLOW_MS else min(first, time_runs(session, feed, 1)[0]))
+
+
+def _typical(turns: Sequence[float], target: Target) -> float | None:
+    """The time that stands for several turns; None without any."""
+    if not turns:
+        return None
+    return float(np.median(turns) if target.parallel else np.mean(np.sort(turns)[:_FASTEST]))
 
 
 def _round(

@@ -27,12 +27,15 @@ _SLACK = 1.5
 # A site is left alone unless a candidate is faster by this factor: less is lost in the noise of the network.
 _WORTHWHILE = 0.95
 _SECONDS_PER_SHAPE = 1.5
-# What is slower than another with as little error by this factor has lost already at the first try.
-_CLEARLY = 1.3
+# What is slower than another by these factors has lost already at the first try, after one turn and so on.
+_CLEARLY = (1.3, 1.2, 1.15)
+# So many times the squared error is hardly more.
+_HARDLY = 1.2
 # Tiles to try for the stages of a rewrite: those that are best for the site as it is.
 _MOST_TILES = 2
-# Sessions alive at once may hold this much in activations.
+# Sessions alive at once may hold this much in activations; more of them meet fewer of each other's turns.
 _ACTIVATION_BYTES = 1 << 30
+_MOST_SESSIONS = 40
 
 
 def measure(
@@ -100,14 +103,12 @@ class _Times:
         if not keys:
             self._found.setdefault(original, 0.0)
             return
-        largest = max(_activations(rewrite, self._shape) for _, rewrite in pool.values())
-        size = int(np.clip(_ACTIVATION_BYTES // max(largest, 1), 2, 40)) - 1
-        rng = np.random.default_rng(0)
-        for start in range(0, len(keys), size):
-            chunk = [original, *keys[start : start + size]]
+        feeds = _feeds(*pool[original], self._shape)
+        for some in self._chunks({key: pool[key][1] for key in keys}):
+            chunk = [original, *some]
             values = latency.interleaved(
                 [graph.probe(*pool[key], self._shape, within=True) for key in chunk],
-                [_feeds(*pool[key], self._shape, rng) for key in chunk],
+                [feeds] * len(chunk),
                 self._target,
                 seconds=_SECONDS_PER_SHAPE * len(chunk) / (len(keys) + 1),
                 hopeless=partial(self._hopeless, place, chunk),
@@ -118,26 +119,46 @@ class _Times:
                 (key, value * first / values[0]) for key, value in zip(chunk[1:], values[1:], strict=True)
             )
 
+    def _chunks(self, rewrites: Mapping[Key, Rewrite]) -> Iterator[list[Key]]:
+        """The keys in portions whose sessions fit in memory together."""
+        portion: list[Key] = []
+        total = 0
+        for key, rewrite in rewrites.items():
+            size = _activations(rewrite, self._shape)
+            if portion and (total + size > _ACTIVATION_BYTES or len(portion) == _MOST_SESSIONS):
+                yield portion
+                portion, total = [], 0
+            portion.append(key)
+            total += size
+        yield portion
+
     def _hopeless(
-        self, place: Sequence[tuple[Site, Sequence[Candidate]]], chunk: Sequence[Key], once: Sequence[float]
+        self,
+        place: Sequence[tuple[Site, Sequence[Candidate]]],
+        chunk: Sequence[Key],
+        tried: Sequence[float],
+        turns: int,
     ) -> list[bool]:
-        """Which of the structures are clearly beaten at every site, by a first try of each."""
-        scale = self._found.get(chunk[0], once[0]) / once[0]
-        tried = {**self._found, **{key: ms * scale for key, ms in zip(chunk, once, strict=True)}}
+        """Which of the structures are clearly beaten at every site, by their times after so many turns."""
+        scale = self._found.get(chunk[0], tried[0]) / tried[0]
+        known = {**self._found, **{key: ms * scale for key, ms in zip(chunk, tried, strict=True)}}
         hopeful = {chunk[0]}
         for _, candidates in place:
-            hopeful.update(_structure(each.skeleton) for each in _contenders(candidates, tried))
+            contenders = _contenders(candidates, known, _CLEARLY[min(turns, len(_CLEARLY) - 1)])
+            hopeful.update(_structure(each.skeleton) for each in contenders)
         return [key not in hopeful for key in chunk]
 
 
-def _contenders(candidates: Sequence[Candidate], times: Mapping[Key, float]) -> Iterator[Candidate]:
-    """Those measured that no other with as little error clearly beats."""
-    fastest = np.inf
-    for each in sorted(candidates, key=lambda candidate: candidate.error):
-        time = times.get(_structure(each.skeleton), np.inf)
-        if time < fastest * _CLEARLY:
+def _contenders(
+    candidates: Sequence[Candidate], times: Mapping[Key, float], clearly: float
+) -> Iterator[Candidate]:
+    """Those measured that no other with hardly more error clearly beats, and that are not clearly too slow."""
+    slowest = times[_structure(candidates[0].skeleton)] * clearly
+    known = [(each, times.get(_structure(each.skeleton), np.inf)) for each in candidates]
+    for each, time in known:
+        rivals = (rival for other, rival in known if other.error <= each.error * _HARDLY)
+        if time <= slowest and time <= min(rivals) * clearly:
             yield each
-        fastest = min(fastest, time)
 
 
 def _tiles(place: Sequence[tuple[Site, Sequence[Candidate]]], times: _Times) -> list[Ints]:
@@ -159,7 +180,7 @@ def _in_tiles(
     """The contenders with stages in tiles."""
     direct = [each for each in candidates if each.pass_name is not None and each.skeleton.direct]
     known = {_structure(each.skeleton): times[each] for each in candidates}
-    contenders = set(_contenders([candidates[0], *direct], known))
+    contenders = set(_contenders([candidates[0], *direct], known, _CLEARLY[0]))
     for each in direct:
         for m in tiles if each in contenders else ():
             if (tiled := stages_in_tiles(each.skeleton, m, block)) is not None:
@@ -168,8 +189,9 @@ def _in_tiles(
 
 
 def _feeds(
-    site: Site, rewrite: Rewrite, shape: Ints, rng: np.random.Generator
+    site: Site, rewrite: Rewrite, shape: Ints
 ) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    rng = np.random.default_rng(0)
     feeds = {"x": rng.standard_normal(shape, dtype=np.float32)}
     if site.shortcut is not None:
         out = (shape[0], site.conv.out_channels, *rewrite.out_size(shape[2:]))
