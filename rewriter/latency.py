@@ -48,8 +48,6 @@ _KEPT_TIMES: Final = 2000
 _LEAST_TURNS: Final = 5
 _LEAST_TURN_MS: Final = 0.2
 _FASTEST: Final = 3
-# A model slower than this is tried once, others twice, before the turns begin.
-_SLOW_MS: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,16 +282,14 @@ def interleaved(
     sessions = [Session(model, target) for model in models]
     jobs = list(zip(sessions, feeds, strict=True))
     with _no_collection():
-        once = [_try(session, feed) for session, feed in jobs]
+        once = [float(np.min(time_runs(session, feed, 3)[1:])) for session, feed in jobs]
         runs = [math.ceil(_LEAST_TURN_MS / max(ms, 1e-3)) for ms in once]
         turns: list[list[float]] = [[] for _ in jobs]
         racing = list(range(len(jobs)))
         end = time.perf_counter() + seconds
         for turn in itertools.count():
             if hopeless is not None and turn < _LEAST_TURNS:
-                lost = hopeless(
-                    [_typical(each, target) or ms for each, ms in zip(turns, once, strict=True)], turn
-                )
+                lost = hopeless(_so_far(turns, once, target), turn)
                 racing = [index for index in racing if not lost[index]]
             if not racing or (turn >= _LEAST_TURNS and time.perf_counter() > end):
                 break
@@ -302,20 +298,14 @@ def interleaved(
                 # the first run of a short turn warms the caches and is not counted
                 extra = 1 if once[index] < _DROPPED_MS else 0
                 turns[index].append(float(np.mean(time_runs(session, feed, runs[index] + extra)[extra:])))
-    return [_typical(each, target) or ms for each, ms in zip(turns, once, strict=True)]
+    return _so_far(turns, once, target)
 
 
-def _try(session: Session, feed: Feeds) -> float:
-    """Milliseconds of the first runs after one that warms up; slow models are given one."""
-    first = time_runs(session, feed, 2)[1]
-    return float(first if first > _SLOW_MS else min(first, time_runs(session, feed, 1)[0]))
-
-
-def _typical(turns: Sequence[float], target: Target) -> float | None:
-    """The time that stands for several turns; None without any."""
-    if not turns:
-        return None
-    return float(np.median(turns) if target.parallel else np.mean(np.sort(turns)[:_FASTEST]))
+def _so_far(turns: Sequence[Sequence[float]], once: Sequence[float], target: Target) -> list[float]:
+    """The time that stands for a model's turns, or for its first try where it had none."""
+    if target.parallel:
+        return [float(np.median(each or [ms])) for each, ms in zip(turns, once, strict=True)]
+    return [float(np.mean(np.sort(each or [ms])[:_FASTEST])) for each, ms in zip(turns, once, strict=True)]
 
 
 def _round(

@@ -28,7 +28,7 @@ _SLACK = 1.5
 _WORTHWHILE = 0.95
 _SECONDS_PER_SHAPE = 1.5
 # What is slower than another by these factors has lost already at the first try, after one turn and so on.
-_CLEARLY = (1.3, 1.2, 1.15)
+_CLEARLY = (1.5, 1.3, 1.2)
 # So many times the squared error is hardly more.
 _HARDLY = 1.2
 # Tiles to try for the stages of a rewrite: those that are best for the site as it is.
@@ -152,7 +152,7 @@ class _Times:
 def _contenders(
     candidates: Sequence[Candidate], times: Mapping[Key, float], clearly: float
 ) -> Iterator[Candidate]:
-    """Those measured that no other with hardly more error clearly beats, and that are not clearly too slow."""
+    """Those measured that no other with hardly more error clearly beats, nor the site as it is."""
     slowest = times[_structure(candidates[0].skeleton)] * clearly
     known = [(each, times.get(_structure(each.skeleton), np.inf)) for each in candidates]
     for each, time in known:
