@@ -1,5 +1,7 @@
 """Which candidates to take: the fastest set whose predicted drift fits a budget."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,6 +59,22 @@ class Plan:
     def rewritten(self) -> tuple[Candidate, ...]:
         """The candidates that change their site."""
         return tuple(candidate for candidate in self.chosen if candidate.pass_name is not None)
+
+    def with_(self, index: int, candidate: Candidate) -> Plan:
+        """The same plan but for one site."""
+        now = self.chosen[index]
+        return Plan(
+            (*self.chosen[:index], candidate, *self.chosen[index + 1 :]),
+            self.drift - now.drift + candidate.drift,
+            self.latency_ms - now.latency_ms + candidate.latency_ms,
+            self.bound_ms,
+            self.added_bytes - now.skeleton.held_bytes + candidate.skeleton.held_bytes,
+        )
+
+    def worth_over(self, other: Plan) -> float:
+        """Milliseconds gained for each unit of squared drift more; infinite where there is none more."""
+        gained, drifted = other.latency_ms - self.latency_ms, self.drift - other.drift
+        return gained / drifted if drifted > 0.0 else np.inf
 
 
 def undominated(candidates: Sequence[Candidate], slack: float = 1.0) -> list[Candidate]:

@@ -20,7 +20,7 @@ from rewriter.search import Trial
 # The final samples are looked at for so many trials at most, the fastest first.
 _LOOKS = 4
 # A trial after one that was over budget has at most this share of its predicted squared drift.
-_RETREAT = 0.4
+_RETREAT = 0.6
 # Load time and memory grow about as the weights that a session holds: a trial after one that was over a limit
 # has at most this share of what would just be allowed.
 _MARGIN = 0.8

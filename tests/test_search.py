@@ -51,6 +51,32 @@ def test_everything_fits_ends_early():
     assert len(rounds) < 8
 
 
+def test_single_steps_find_what_the_prediction_hides(rng):
+    """One site is far better than predicted: no limit takes it, a step does."""
+    sites = network(rng, sites=3, ranks=4)
+    worst = max(range(3), key=lambda index: sites[index][1].drift)
+
+    def usage(plan):
+        return np.sqrt(sum(c.drift for c in plan.chosen if int(c.site) != worst)) / 0.1
+
+    trials, rounds = run(sites, usage)
+    assert trials[0].plan.chosen[worst].latency_ms == min(c.latency_ms for c in sites[worst])
+    assert trials[0].usage <= 0.9
+    assert len(rounds) <= 16
+
+
+def test_a_step_that_failed_is_not_tried_again(rng):
+    sites = network(rng, sites=3)
+    seen = []
+
+    def usage(plan):
+        seen.append(plan.chosen)
+        return np.sqrt(plan.drift) / 0.1
+
+    run(sites, usage)
+    assert len(seen) == len(set(seen))
+
+
 def test_infinite_drift_never_passes():
     trials, _ = run(network(np.random.default_rng(1)), lambda plan: np.inf)
     assert trials == []

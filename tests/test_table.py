@@ -2,7 +2,7 @@ import graphs
 import numpy as np
 import pytest
 
-from rewriter import graph, latency, table
+from rewriter import graph, latency, table, winograd
 from rewriter.conv import Conv, Cost, Rewrite
 from rewriter.fitting import skeleton
 from rewriter.plan import Candidate
@@ -145,3 +145,96 @@ def test_candidates_of_one_structure_share_their_measurement(sites, clock):
     (found,) = table.measure([(sites[0], [*offers(sites[0], 2), twin])], SHAPES, TARGET, 8, lambda *_: None)
     assert [len(models) for models, _, _ in clock.calls] == [2]
     assert times(found) == {(): 1.0, (2,): 0.2, (9,): 0.2}
+
+
+WIDE = """
+weights: w[16,16,3,3] v[16,16,3,3] u[16,16,3,3]
+agraph (float[1,16,12,12] x) => (float[1,16,12,12] y) {
+  [one] a = Conv<pads=[1,1,1,1]>(x, w)
+  [two] b = Conv<pads=[1,1,1,1]>(a, v)
+  [three] y = Conv<pads=[1,1,1,1]>(b, u)
+}
+"""
+
+
+def tiled(site, m):
+    """The site in tiles, as the pass for them would offer it."""
+    inside = skeleton(graphs.only(winograd.in_tiles(site.conv, m)))
+    return Candidate(site.name, "winograd", m, inside, inside.cost((12, 12)), 1e-14)
+
+
+def cored(site, error=0.01):
+    """The site as a core of 16 channels between two pointwise convolutions."""
+    point = Conv(np.ones((16, 16, 1, 1), np.float32))
+    inside = skeleton(Rewrite(((point, site.conv.with_(bias=None), point),)))
+    return Candidate(site.name, "tucker2", (16, 16), inside, Cost(1), error)
+
+
+def lowerings(candidate):
+    return [getattr(stage.lowering, "m", None) for branch in candidate.skeleton.branches for stage in branch]
+
+
+def test_stages_are_tried_in_the_tiles_in_which_the_site_gains(rng, monkeypatch):
+    site = graph.find_sites(graphs.filled(WIDE, rng))[0][1]
+
+    def interleaved(models, feeds, target=None, *, seconds=2.0, seed=0, hopeless=None):
+        return [0.5 if "MatMul" in _operators(model) else 1.0 - 0.06 * _convs(model) for model in models]
+
+    monkeypatch.setattr(latency, "interleaved", interleaved)
+    offered = [
+        Candidate("two", None, (), skeleton(graphs.only(site.conv)), Cost(9), 0.0),
+        tiled(site, (2, 2)),
+        cored(site),
+    ]
+    (found,) = table.measure([(site, offered)], {"two": (1, 16, 12, 12)}, TARGET, 8, lambda *_: None)
+    assert [(each.pass_name, lowerings(each)) for each in found] == [
+        (None, [None]),
+        ("winograd", [(2, 2)]),
+        ("tucker2", [None, None, None]),
+        ("tucker2", [None, (2, 2), None]),
+    ]
+    # the same error and the rounding; the cost is that of what runs
+    assert found[3].error == pytest.approx(found[2].error + found[3].skeleton.rounding ** 2)
+    assert found[3].cost == found[3].skeleton.cost((12, 12))
+
+
+def test_stages_stay_as_they_are_where_the_site_gains_nothing_in_tiles(rng, monkeypatch):
+    site = graph.find_sites(graphs.filled(WIDE, rng))[0][1]
+
+    def interleaved(models, feeds, target=None, *, seconds=2.0, seed=0, hopeless=None):
+        return [1.5 if "MatMul" in _operators(model) else 1.0 - 0.06 * _convs(model) for model in models]
+
+    monkeypatch.setattr(latency, "interleaved", interleaved)
+    offered = [
+        Candidate("two", None, (), skeleton(graphs.only(site.conv)), Cost(9), 0.0),
+        tiled(site, (2, 2)),
+        cored(site),
+    ]
+    (found,) = table.measure([(site, offered)], {"two": (1, 16, 12, 12)}, TARGET, 8, lambda *_: None)
+    assert [each.pass_name for each in found] == [None, "tucker2"]
+
+
+def _operators(model):
+    return [node.op_type for node in graph.load(model).proto.graph.node]
+
+
+def _convs(model):
+    return _operators(model).count("Conv")
+
+
+def test_what_has_clearly_lost_is_given_up(sites, monkeypatch):
+    asked = {}
+
+    def interleaved(models, feeds, target=None, *, seconds=2.0, seed=0, hopeless=None):
+        channels = [_inner(model) for model in models]
+        first = [1.0 if each is None else {2: 0.3, 4: 0.6, 6: 1.6}[each] for each in channels]
+        asked[0] = dict(zip(channels, hopeless(first, 0), strict=True))
+        return first
+
+    monkeypatch.setattr(latency, "interleaved", interleaved)
+    # the error falls with the rank: 4 is slower but better, 6 slower than the original
+    measure(sites[:1], 2, 4, 6)
+    assert asked[0] == {None: False, 2: False, 4: False, 6: True}
+    twin = Candidate("one", "q", (8,), offers(sites[0], 4)[1].skeleton, Cost(160), 0.01)
+    table.measure([(sites[0], [*offers(sites[0], 2), twin])], SHAPES, TARGET, 8, lambda *_: None)
+    assert asked[0] == {None: False, 2: False, 4: True}
