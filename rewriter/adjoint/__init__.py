@@ -20,7 +20,8 @@ import numpy as np
 import scipy.ndimage
 
 from rewriter import graph
-from rewriter.adjoint.rules import CONSTANT, RULES, Array, Node
+from rewriter.adjoint.node import Array, Node
+from rewriter.adjoint.rules import CONSTANT, RULES
 from rewriter.conv import Conv, Ints, Rewrite
 from rewriter.progress import Progress
 from rewriter.runtime import Session, Target
@@ -109,6 +110,13 @@ def _singles(batches: Sequence[Feeds]) -> list[Feeds]:
     ]
 
 
+def _recorder(
+    model: graph.Model, values: Sequence[str], shapes: Sequence[str], target: Target
+) -> tuple[Session, dict[str, str]]:
+    recorder, shape_of = graph.recorder(model, values, shapes)
+    return Session(recorder, target), shape_of
+
+
 class Backwards:
     """Gradients of a model's outputs at some of its tensors."""
 
@@ -120,8 +128,12 @@ class Backwards:
         # steps whose rule does not know what to do with their attributes
         self._lost: set[int] = set()
         values, shapes = self._wanted()
-        recorder, self._shape_of = graph.recorder(model, sorted(values), sorted(shapes))
-        self._recorder = Session(recorder, target)
+        fixed = self._tape.constants
+        # one after the other: both hold the weights
+        self._recorder, self._shape_of = _recorder(
+            model, sorted(values - fixed), sorted(shapes - fixed), target
+        )
+        self._constants = graph.constant_values(model, (values | shapes) & fixed)
         self._convolutions: dict[int, Session] = {}
 
     @property
@@ -146,13 +158,13 @@ class Backwards:
             values.update(step.inputs[1:] if "c" in needs else ())
             values.update(step.outputs[:1] if "y" in needs else ())
             shapes.update((*step.inputs, *step.outputs))
-        values -= self._tape.constants.keys() | {""}
-        return values, shapes - values - self._tape.constants.keys() - {""}
+        values -= {""}
+        return values, shapes - values - {""}
 
     def gradients(self, feeds: Feeds, signs: Callable[[Ints], Array]) -> dict[str, Array]:
         """The gradients at the tensors of the outputs times `signs` of their shapes, over each one's norm."""
         ran = self._recorder.run(feeds)
-        values = {**self._tape.constants, **ran}
+        values = {**self._constants, **ran}
         shapes = {name: tuple(int(size) for size in ran[output]) for name, output in self._shape_of.items()}
         shapes.update((name, value.shape) for name, value in values.items())
         flowing: dict[str, Array] = {}

@@ -20,7 +20,7 @@ from rewriter.graph.probes import block_probe, probe, read_block, rewrite_model
 from rewriter.graph.segments import Segment, segments
 from rewriter.graph.sites import Site, find_sites
 from rewriter.graph.splice import splice
-from rewriter.graph.tape import Step, Tape, recorder, tape
+from rewriter.graph.tape import Step, Tape, constant_values, recorder, tape
 from rewriter.graph.unpin import unpin
 from rewriter.graph.views import with_outputs, with_shapes
 
@@ -35,6 +35,7 @@ __all__ = [
     "Tape",
     "block_probe",
     "check_output",
+    "constant_values",
     "describe",
     "find_norms",
     "find_sites",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +40,11 @@ class Tape:
     Attributes:
         steps: Every node that depends on one of the tensors and on which an output depends, in the graph's
             order.
-        constants: The values of their constant inputs, by name.
+        constants: Names of those of their inputs that are constant.
     """
 
     steps: tuple[Step, ...]
-    constants: Mapping[str, npt.NDArray[Any]]
+    constants: frozenset[str]
 
 
 def tape(model: Model, tensors: Iterable[str]) -> Tape:
@@ -62,7 +62,19 @@ def tape(model: Model, tensors: Iterable[str]) -> Tape:
         if wanted & set(node.output):
             wanted |= consumed(node)
             steps.append(_step(node))
-    return Tape(tuple(reversed(steps)), _constants(model, wanted))
+    return Tape(tuple(reversed(steps)), frozenset(name for name, _ in _constants(model)) & wanted)
+
+
+def constant_values(model: Model, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
+    """The values of some constants, by name."""
+    wanted = set(names)
+    return {
+        name: np.asarray(
+            onnx.numpy_helper.to_array(held) if isinstance(held, onnx.TensorProto) else _value(held)
+        )
+        for name, held in _constants(model)
+        if name in wanted
+    }
 
 
 def recorder(model: Model, values: Iterable[str], shapes: Sequence[str]) -> tuple[bytes, dict[str, str]]:
@@ -101,16 +113,12 @@ def _value(entry: onnx.AttributeProto) -> Any:
     return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
 
 
-def _constants(model: Model, wanted: set[str]) -> dict[str, npt.NDArray[Any]]:
+def _constants(model: Model) -> Iterator[tuple[str, onnx.TensorProto | onnx.AttributeProto]]:
+    """Every constant of the graph and what holds its value."""
     graph = model.proto.graph
-    found = {
-        tensor.name: np.asarray(onnx.numpy_helper.to_array(tensor))
-        for tensor in graph.initializer
-        if tensor.name in wanted
-    }
+    yield from ((tensor.name, tensor) for tensor in graph.initializer)
     for node in graph.node:
-        if node.op_type == "Constant" and node.domain in ONNX_DOMAINS and node.output[0] in wanted:
+        if node.op_type == "Constant" and node.domain in ONNX_DOMAINS:
             (entry,) = node.attribute
             if entry.name != "sparse_value":
-                found[node.output[0]] = np.asarray(_value(entry))
-    return found
+                yield node.output[0], entry
