@@ -17,6 +17,7 @@ The house, from the ground up; nothing imports what stands below it here:
     graph                 the only room that knows ONNX: load, find convolutions, splice rewrites in, save
     runtime               the only room that knows ONNX Runtime: sessions with pinned options
     calibration           the statistics of every convolution's input
+    adjoint               how much the outputs care about each direction of a convolution's output
     drift, meter, budget, latency    what the gates measure, with confidence intervals
     limits                what loading and memory may come to, beside what was measured
     plan                  candidates, and the fastest choice of them within a budget
