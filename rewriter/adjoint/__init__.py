@@ -32,6 +32,8 @@ __all__ = ["Backwards", "output_metrics"]
 # Gradients of all sites together; more of them sharpen little.
 _SECONDS = 20.0
 _MOST_SAMPLES = 64
+# Constants up to this size are kept from sample to sample.
+_KEPT_BYTES = 1 << 22
 # The share of the identity in a metric: what the samples did not show may still matter.
 _IDENTITY = 0.03
 # How alike the errors of neighbours are taken to be, along each axis of the map.
@@ -129,11 +131,11 @@ class Backwards:
         self._lost: set[int] = set()
         values, shapes = self._wanted()
         fixed = self._tape.constants
-        # one after the other: both hold the weights
         self._recorder, self._shape_of = _recorder(
             model, sorted(values - fixed), sorted(shapes - fixed), target
         )
-        self._constants = graph.constant_values(model, (values | shapes) & fixed)
+        self._constants = graph.Constants(model)
+        self._small: dict[str, Array] = {}
         self._convolutions: dict[int, Session] = {}
 
     @property
@@ -164,12 +166,11 @@ class Backwards:
     def gradients(self, feeds: Feeds, signs: Callable[[Ints], Array]) -> dict[str, Array]:
         """The gradients at the tensors of the outputs times `signs` of their shapes, over each one's norm."""
         ran = self._recorder.run(feeds)
-        values = {**self._constants, **ran}
         shapes = {name: tuple(int(size) for size in ran[output]) for name, output in self._shape_of.items()}
-        shapes.update((name, value.shape) for name, value in values.items())
+        shapes.update((name, value.shape) for name, value in ran.items())
         flowing: dict[str, Array] = {}
         for name in self._outputs:
-            value = values[name]
+            value = ran[name]
             if np.issubdtype(value.dtype, np.floating):
                 energy = float(np.sum(np.square(value, dtype=np.float64)))
                 flowing[name] = signs(value.shape) / np.float32(np.sqrt(max(energy, 1e-30)))
@@ -183,10 +184,14 @@ class Backwards:
             if step.op_type not in RULES or all(each is None for each in arriving):
                 continue
             rule, _ = RULES[step.op_type]
+            fixed = {name: self._constant(name) for name in step.inputs if name in self._tape.constants}
+            values = {**ran, **fixed}
+            shapes.update((name, value.shape) for name, value in fixed.items())
             node = Node(
                 step.attributes,
                 [values.get(name) for name in step.inputs],
                 [values.get(name) for name in step.outputs],
+                [name in self._tape.constants for name in step.inputs],
                 [shapes.get(name, ()) for name in step.inputs],
                 [shapes.get(name, ()) for name in step.outputs],
                 partial(self._convolve, index),
@@ -205,6 +210,15 @@ class Backwards:
                     flowing[name] = flowing[name] + gradient if name in flowing else gradient
         found.update((name, flowing[name]) for name in self._tensors & flowing.keys())
         return found
+
+    def _constant(self, name: str) -> Array:
+        """The value of a constant; large ones, which would be held twice, are not kept."""
+        if name in self._small:
+            return self._small[name]
+        value = self._constants.value(name)
+        if value.nbytes <= _KEPT_BYTES:
+            self._small[name] = value
+        return value
 
     def _convolve(self, index: int, conv: Conv, x: Array) -> Array:
         if index not in self._convolutions:

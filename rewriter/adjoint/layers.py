@@ -189,14 +189,16 @@ def reduce_sum(node: Node, gradients: Sequence[Array]) -> Sequence[Array | None]
 
 
 def gemm(node: Node, gradients: Sequence[Array]) -> Sequence[Array | None]:
-    a, b = known(node.x[0]), known(node.x[1])
     g = gradients[0] * np.float32(node.attributes.get("alpha", 1.0))
-    left = g @ (b if node.attributes.get("transB", 0) else b.T)
-    right = (a if node.attributes.get("transA", 0) else a.T) @ g
-    found = [
-        left.T if node.attributes.get("transA", 0) else left,
-        right.T if node.attributes.get("transB", 0) else right,
-    ]
+    found: list[Array | None] = [None, None]
+    if not node.fixed[0]:
+        b = known(node.x[1])
+        left = g @ (b if node.attributes.get("transB", 0) else b.T)
+        found[0] = left.T if node.attributes.get("transA", 0) else left
+    if not node.fixed[1]:
+        a = known(node.x[0])
+        right = (a if node.attributes.get("transA", 0) else a.T) @ g
+        found[1] = right.T if node.attributes.get("transB", 0) else right
     if len(node.in_shapes) > 2:
         found.append(unbroadcast(gradients[0] * node.attributes.get("beta", 1.0), node.in_shapes[2]))
     return found
@@ -207,6 +209,6 @@ def matmul(node: Node, gradients: Sequence[Array]) -> Sequence[Array | None]:
     if min(a.ndim, b.ndim) < 2:
         raise NotImplementedError
     return [
-        unbroadcast(g @ b.swapaxes(-1, -2), a.shape),
-        unbroadcast(a.swapaxes(-1, -2) @ g, b.shape),
+        None if node.fixed[0] else unbroadcast(g @ b.swapaxes(-1, -2), a.shape),
+        None if node.fixed[1] else unbroadcast(a.swapaxes(-1, -2) @ g, b.shape),
     ]

@@ -21,6 +21,7 @@ class Node:
         attributes: Of the node.
         x: Values of its inputs; None where they were not recorded, see `VALUES`.
         y: Values of its outputs, likewise.
+        fixed: Whether each input is constant: no gradient is wanted there.
         in_shapes: Shapes of its inputs; empty for one left out.
         out_shapes: Shapes of its outputs, likewise.
         convolve: Applies a convolution; the same one for every sample of a step.
@@ -29,6 +30,7 @@ class Node:
     attributes: Mapping[str, Any]
     x: Sequence[Array | None]
     y: Sequence[Array | None]
+    fixed: Sequence[bool]
     in_shapes: Sequence[Ints]
     out_shapes: Sequence[Ints]
     convolve: Callable[[Conv, Array], Array]

@@ -20,11 +20,12 @@ from rewriter.graph.probes import block_probe, probe, read_block, rewrite_model
 from rewriter.graph.segments import Segment, segments
 from rewriter.graph.sites import Site, find_sites
 from rewriter.graph.splice import splice
-from rewriter.graph.tape import Step, Tape, constant_values, recorder, tape
+from rewriter.graph.tape import Constants, Step, Tape, recorder, tape
 from rewriter.graph.unpin import unpin
 from rewriter.graph.views import with_outputs, with_shapes
 
 __all__ = [
+    "Constants",
     "Follower",
     "Model",
     "Norm",
@@ -35,7 +36,6 @@ __all__ = [
     "Tape",
     "block_probe",
     "check_output",
-    "constant_values",
     "describe",
     "find_norms",
     "find_sites",

@@ -65,16 +65,17 @@ def tape(model: Model, tensors: Iterable[str]) -> Tape:
     return Tape(tuple(reversed(steps)), frozenset(name for name, _ in _constants(model)) & wanted)
 
 
-def constant_values(model: Model, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
-    """The values of some constants, by name."""
-    wanted = set(names)
-    return {
-        name: np.asarray(
-            onnx.numpy_helper.to_array(held) if isinstance(held, onnx.TensorProto) else _value(held)
-        )
-        for name, held in _constants(model)
-        if name in wanted
-    }
+class Constants:
+    """The values of a model's constants, decoded anew whenever they are asked for."""
+
+    def __init__(self, model: Model) -> None:
+        self._held = dict(_constants(model))
+
+    def value(self, name: str) -> npt.NDArray[Any]:
+        """The value of a constant."""
+        held = self._held[name]
+        tensor = isinstance(held, onnx.TensorProto)
+        return np.asarray(onnx.numpy_helper.to_array(held) if tensor else _value(held))
 
 
 def recorder(model: Model, values: Iterable[str], shapes: Sequence[str]) -> tuple[bytes, dict[str, str]]:
