@@ -141,7 +141,7 @@ def optimize(
     calm = Target(spinning=False)
     in_shapes, live_bytes = prepare.scout(base, sites, feeds, calm)
     sizes = {name: shape[2:] for name, shape in in_shapes.items()}
-    batches = [] if exact else prepare.fitting_batches(fit, live_bytes // batch, seed)
+    batches = [] if exact else prepare.fitting_batches(fit, sites, sizes, live_bytes // batch, seed)
     grid = Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)))
     weights: dict[str, Array] = {}
     if exact:

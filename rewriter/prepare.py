@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 # How the calibration samples are split into fitting, choosing and judging where no evaluation samples are
 # given.
 _SPLIT = (0.6, 0.2, 0.2)
-# More samples than this improve no fit; fewer are taken where their live tensors would not fit in memory.
+# Samples to fit to: so many times what has the patches that the site with the smallest map wants, for patches
+# of one sample resemble each other; fewer where their live tensors would not fit in memory.
+_SPREAD = 1.25
+_FEWEST_FITTED = 128
 _MOST_FITTED = 512
 _LIVE_BYTES = 1 << 30
 
@@ -253,10 +257,25 @@ def scout(model: Model, sites: Sequence[Site], feeds: Feeds, target: Target) -> 
     return shapes, most
 
 
-def fitting_batches(samples: Samples, live_bytes: int, seed: int) -> list[Feeds]:
-    """Batches to fit to: as many samples as keep two walks through the network within their memory."""
+def fitting_batches(
+    samples: Samples, sites: Sequence[Site], sizes: Mapping[str, Ints], live_bytes: int, seed: int
+) -> list[Feeds]:
+    """Batches to fit to: samples enough for every site, as far as two walks with them fit in memory.
+
+    Args:
+        samples: What there is.
+        sites: Of the model.
+        sizes: The spatial size of each site's input, by site name.
+        live_bytes: The most that is alive of one sample on a walk through the network.
+        seed: Draws the samples.
+    """
+    wanted = [
+        calibrate.PATCHES_PER_VALUE * site.conv.matrix.shape[2] / prod(site.conv.out_size(sizes[site.name]))
+        for site in sites
+    ]
+    enough = int(np.clip(_SPREAD * max(wanted, default=0.0), _FEWEST_FITTED, _MOST_FITTED))
     # two walks, their outputs at the site, and what ONNX Runtime holds beside them
-    count = int(np.clip(_LIVE_BYTES // max(4 * live_bytes, 1), 2, _MOST_FITTED))
+    count = int(np.clip(_LIVE_BYTES // max(4 * live_bytes, 1), 2, enough))
     order = np.random.default_rng(seed).permutation(len(samples))[:count]
     chosen = samples.subset(sorted(order))
     batches = [feeds for feeds, _ in chosen.batches()]

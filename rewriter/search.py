@@ -18,9 +18,10 @@ _MARGIN = 0.9
 _ROUNDS = 8
 # Stop where the largest limit known to fit and the smallest known not to are this close.
 _CLOSE = 1.25
-# Then so many steps of one site, while there is time for them; each makes its site faster by this factor.
+# Then so many steps of one site, in at most this share of the time that the rounds took; each makes its site
+# faster by this factor.
 _STEPS = 8
-_STEP_SECONDS = 45.0
+_STEPS_SHARE = 0.75
 _STEP = 0.95
 # A form that takes at most this share of its site's time will gain in the network, too.
 _SURE = 0.75
@@ -81,6 +82,7 @@ def search(
         progress: Told after every round.
     """
     attempts = _Attempts(build, usage, progress)
+    start_s = time.monotonic()
     limit, fits, fails = start, 0.0, np.inf
     for _ in range(_ROUNDS):
         plan = choose(sites, limit)
@@ -94,7 +96,8 @@ def search(
         if fails < fits * _CLOSE or (not np.isfinite(fails) and _everything(plan, sites)):
             break
         limit = _next(limit, measured, fits, fails)
-    _climb(sites, attempts)
+    now_s = time.monotonic()
+    _climb(sites, attempts, now_s + _STEPS_SHARE * (now_s - start_s))
     return sorted(attempts.trials, key=lambda trial: trial.plan.latency_ms), attempts.rounds
 
 
@@ -125,7 +128,7 @@ class _Attempts:
         return self._known[plan.chosen]
 
 
-def _climb(sites: Sequence[Sequence[Candidate]], attempts: _Attempts) -> None:
+def _climb(sites: Sequence[Sequence[Candidate]], attempts: _Attempts, end_s: float) -> None:
     """From the fastest plan that fits, one site faster at a time, the one that promises most for its drift.
 
     The budget's measure need not follow the predicted drift: where it does not, what the bracket left is
@@ -135,10 +138,9 @@ def _climb(sites: Sequence[Sequence[Candidate]], attempts: _Attempts) -> None:
         return
     best = min((trial.plan for trial in attempts.trials), key=lambda plan: plan.latency_ms)
     failed: set[Candidate] = set()
-    end = time.monotonic() + _STEP_SECONDS
     for _ in range(_STEPS):
         steps = list(_steps(sites, best, failed))
-        if not steps or time.monotonic() > end:
+        if not steps or time.monotonic() > end_s:
             break
         step, plan = max(steps, key=lambda each: each[1].worth_over(best))
         if attempts.usage(plan) <= _MARGIN:
