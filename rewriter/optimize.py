@@ -147,7 +147,11 @@ def optimize(
     if exact:
         surveys = fitting.exact_survey(sites, sizes, chosen_passes, grid)
     else:
-        weights = output_metrics(base, sites, batches, seed, calm, progress)
+        weights, without_rule = output_metrics(base, sites, batches, seed, calm, progress)
+        if without_rule:
+            blind = len(sites) - len(weights)
+            told = f"no gradient is known for {', '.join(without_rule)} behind {blind} convolutions"
+            remarks += (f"{told}: in fitting them all that they give counted alike",)
         surveys = fitting.survey(
             base, sites, sizes, chosen_passes, grid, batches, weights, seed, calm, progress
         )

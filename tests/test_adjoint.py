@@ -159,7 +159,8 @@ def test_the_metric_of_a_site_before_a_linear_map_is_that_of_the_map(rng):
         v=(2, 6, 1, 1),
     )
     batches = [{"x": rng.standard_normal((8, 3, 16, 16)).astype(np.float32)} for _ in range(4)]
-    found = adjoint.output_metrics(model, sites, batches, 0, CALM, lambda *_: None)
+    found, without_rule = adjoint.output_metrics(model, sites, batches, 0, CALM, lambda *_: None)
+    assert without_rule == ()
     v = next(site for site in sites if site.name == "second").conv.weight[:, :, 0, 0].astype(np.float64)
     wanted = v.T @ v * 6 / np.trace(v.T @ v)
     mixed = (found["first"] - 0.03 * np.eye(6)) / 0.97
@@ -187,8 +188,9 @@ def test_an_operator_without_a_rule_hides_what_is_before_it_only(rng):
         u=(2, 6, 1, 1),
     )
     batches = [{"x": rng.standard_normal((2, 3, 16, 16)).astype(np.float32)}]
-    found = adjoint.output_metrics(model, sites, batches, 0, CALM, lambda *_: None)
+    found, without_rule = adjoint.output_metrics(model, sites, batches, 0, CALM, lambda *_: None)
     assert found.keys() == {"seen", "other"}
+    assert without_rule == ("Erf",)
 
 
 def test_sizes_taken_from_a_tensor_hide_nothing(rng):
@@ -209,4 +211,40 @@ def test_sizes_taken_from_a_tensor_hide_nothing(rng):
         w=(6, 3, 1, 1),
     )
     batches = [{"x": rng.standard_normal((2, 3, 16, 16)).astype(np.float32)}]
-    assert adjoint.output_metrics(model, sites, batches, 0, CALM, lambda *_: None).keys() == {"only"}
+    found, without_rule = adjoint.output_metrics(model, sites, batches, 0, CALM, lambda *_: None)
+    assert found.keys() == {"only"}
+    assert without_rule == ()
+
+
+def test_a_fixed_batch_stays_whole(rng):
+    model, sites = _sites(
+        """
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[4, 3, 8, 8] x) => (float[4, 6, 8, 8] y) { [only] y = Conv(x, w) }
+        """,
+        rng,
+        w=(6, 3, 1, 1),
+    )
+    batches = [{"x": rng.standard_normal((4, 3, 8, 8)).astype(np.float32)}]
+    found, _ = adjoint.output_metrics(model, sites, batches, 0, CALM, lambda *_: None)
+    assert np.isfinite(found["only"]).all()
+
+
+def test_a_sample_without_a_slope_says_nothing(rng):
+    """A root at 0 has no finite slope: only the second sample counts."""
+    model, sites = _sites(
+        """
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[n, 3, 8, 8] x) => (float[n, 6, 8, 8] y) {
+            [only] h = Conv(x, w)
+            a = Abs(h)
+            y = Sqrt(a)
+        }
+        """,
+        rng,
+        w=(6, 3, 1, 1),
+    )
+    good = rng.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    batches = [{"x": np.zeros_like(good)}, {"x": good}]
+    found, _ = adjoint.output_metrics(model, sites, batches, 0, CALM, lambda *_: None)
+    assert np.isfinite(found["only"]).all()

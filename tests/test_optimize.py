@@ -165,7 +165,7 @@ def test_sample_parts_are_disjoint_and_complete(network, samples):
 def test_fitting_takes_what_the_smallest_map_wants_and_memory_holds(network, samples):
     sites, sizes = graph.find_sites(graph.load(network))[0], dict.fromkeys(residual.KERNELS, (12, 12))
     many = load([{"x": np.tile(samples, (10, 1, 1, 1))}], graph.load(network).inputs)
-    # the stride of the last site leaves 6 x 6 places for the patches of 144 values: 80 samples, a quarter more
+    # the stride of the last site leaves 6 x 6 places for patches of 144 values: 80 samples and a quarter
     assert sum(len(feeds["x"]) for feeds in prepare.fitting_batches(many, sites, sizes, 1, 0)) == 128
     sizes["down"] = (4, 4)
     assert sum(len(feeds["x"]) for feeds in prepare.fitting_batches(many, sites, sizes, 1, 0)) == 512

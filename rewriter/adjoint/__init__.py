@@ -47,8 +47,10 @@ def output_metrics(
     seed: int,
     target: Target,
     progress: Progress,
-) -> dict[str, Array]:
-    """A `[M, M]` of each site by its name, of mean 1 on the diagonal; none where a rule is missing behind it.
+) -> tuple[dict[str, Array], tuple[str, ...]]:
+    """A `[M, M]` of each site by its name, of mean 1 on the diagonal, and what keeps others from having one.
+
+    Those are operators without a rule: what lies in front of them has no metric.
 
     Args:
         model: The model in which the sites were found.
@@ -66,22 +68,26 @@ def output_metrics(
     def signs(shape: Ints) -> Array:
         return rng.choice(np.array([-1, 1], np.float32), shape)
 
-    samples = _singles(batches)
+    samples = _singles(model, batches)
     started = perf_counter()
     for index, feeds in enumerate(samples):
-        gradients = back.gradients(feeds, signs)
-        for site in sites:
-            if (g := gradients.get(site.output)) is not None:
-                found[site.name] += [_gram(g), _gram(_smoothed(g))]
+        # where a function has no finite slope, as a root at 0, the sample says nothing
+        with np.errstate(all="ignore"):
+            gradients = back.gradients(feeds, signs)
+            for site in sites:
+                if (g := gradients.get(site.output)) is not None:
+                    pair = np.stack([_gram(g), _gram(_smoothed(g))])
+                    found[site.name] += pair if np.isfinite(pair).all() else 0.0
         progress("going back", index + 1, len(samples))
         if perf_counter() - started > _SECONDS:
             break
     reached = {site.name for site in sites if site.output in back.reached}
-    return {
+    metrics = {
         name: _mixed(*pair)
         for name, pair in found.items()
         if name in reached and min(map(np.trace, pair)) > 0.0
     }
+    return metrics, () if len(reached) == len(sites) else back.without_rule
 
 
 def _gram(g: Array) -> Array:
@@ -102,8 +108,10 @@ def _mixed(unlike: Array, alike: Array) -> Array:
     return (1 - _IDENTITY) * both + _IDENTITY * np.eye(size)
 
 
-def _singles(batches: Sequence[Feeds]) -> list[Feeds]:
-    """Single samples, each from another batch as far as there are any."""
+def _singles(model: graph.Model, batches: Sequence[Feeds]) -> list[Feeds]:
+    """Single samples, each from another batch as far as there are any; whole batches of fixed size."""
+    if any(spec.fixed_batch not in (None, 1) for spec in model.inputs):
+        return list(batches[:_MOST_SAMPLES])
     sizes = [len(next(iter(batch.values()))) for batch in batches]
     order = sorted((row, index) for index, size in enumerate(sizes) for row in range(size))
     return [
@@ -162,6 +170,13 @@ class Backwards:
             shapes.update((*step.inputs, *step.outputs))
         values -= {""}
         return values, shapes - values - {""}
+
+    @property
+    def without_rule(self) -> tuple[str, ...]:
+        """The operators that hide tensors."""
+        steps = enumerate(self._tape.steps)
+        lost = {step.op_type for index, step in steps if step.op_type not in RULES or index in self._lost}
+        return tuple(sorted(lost - CONSTANT))
 
     def gradients(self, feeds: Feeds, signs: Callable[[Ints], Array]) -> dict[str, Array]:
         """The gradients at the tensors of the outputs times `signs` of their shapes, over each one's norm."""
