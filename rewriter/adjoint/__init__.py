@@ -30,11 +30,11 @@ from rewriter.samples import Feeds
 __all__ = ["Backwards", "output_metrics"]
 
 # Gradients of all sites together; more of them sharpen little.
-_SECONDS = 20.0
-_MOST_SAMPLES = 64
+_SECONDS = 10.0
+_DRAWS = 256
 # Constants up to this size are kept from sample to sample.
 _KEPT_BYTES = 1 << 22
-# The share of the identity in a metric: what the samples did not show may still matter.
+# The least share of the identity in a metric: what the samples did not show may still matter.
 _IDENTITY = 0.03
 # How alike the errors of neighbours are taken to be, along each axis of the map.
 _ALIKE = np.array([0.25, 0.5, 0.25], np.float32)
@@ -58,11 +58,11 @@ def output_metrics(
         batches: Samples.
         seed: Draws the signs.
         target: Where to run the model.
-        progress: Told after every sample.
+        progress: Told after every gradient.
     """
     back = Backwards(model, [site.output for site in sites], target)
     # of errors that are unlike their neighbours', and like them
-    found = {site.name: np.zeros((2, site.conv.out_channels, site.conv.out_channels)) for site in sites}
+    found = {site.name: (_Mean(site.conv.out_channels), _Mean(site.conv.out_channels)) for site in sites}
     rng = np.random.default_rng(seed)
 
     def signs(shape: Ints) -> Array:
@@ -70,30 +70,64 @@ def output_metrics(
 
     samples = _singles(model, batches)
     started = perf_counter()
-    for index, feeds in enumerate(samples):
+    for index in range(_DRAWS):
+        feeds = samples[index % len(samples)]
         # where a function has no finite slope, as a root at 0, the sample says nothing
         with np.errstate(all="ignore"):
             gradients = back.gradients(feeds, signs)
             for site in sites:
                 if (g := gradients.get(site.output)) is not None:
-                    pair = np.stack([_gram(g), _gram(_smoothed(g))])
-                    found[site.name] += pair if np.isfinite(pair).all() else 0.0
-        progress("going back", index + 1, len(samples))
-        if perf_counter() - started > _SECONDS:
+                    for mean, gradient in zip(found[site.name], (g, _smoothed(g)), strict=True):
+                        mean.add(gradient)
+        spent = perf_counter() - started
+        progress("going back", max(index + 1, min(int(spent / _SECONDS * _DRAWS), _DRAWS)), _DRAWS)
+        if spent > _SECONDS:
             break
     reached = {site.name for site in sites if site.output in back.reached}
     metrics = {
-        name: _mixed(*pair)
-        for name, pair in found.items()
-        if name in reached and min(map(np.trace, pair)) > 0.0
+        name: (unlike.shrunk() + alike.shrunk()) / 2
+        for name, (unlike, alike) in found.items()
+        if name in reached and unlike.seen and alike.seen
     }
     return metrics, () if len(reached) == len(sites) else back.without_rule
 
 
-def _gram(g: Array) -> Array:
-    """Σ g gᵀ `[M, M]` over the places of g `[N, M, ...]`."""
-    rows = np.moveaxis(g, 1, 0).reshape(g.shape[1], -1)
-    return rows @ rows.T
+class _Mean:
+    """The mean of Σ g gᵀ `[M, M]` over the places of gradients g `[N, M, ...]`, and how far they agree."""
+
+    def __init__(self, channels: int) -> None:
+        self._total = np.zeros((channels, channels))
+        self._squares = 0.0
+        self._count = 0
+
+    def add(self, g: Array) -> None:
+        """Takes one gradient; one that is not finite is left out."""
+        rows = np.moveaxis(g, 1, 0).reshape(g.shape[1], -1)
+        gram = np.asarray(rows @ rows.T, np.float64)
+        trace = np.trace(gram)
+        if np.isfinite(trace):
+            self._total += gram
+            self._squares += float(np.sum(gram**2))
+            self._count += 1
+
+    @property
+    def seen(self) -> bool:
+        """Whether any gradient came through."""
+        return bool(np.trace(self._total) > 0.0)
+
+    def shrunk(self) -> Array:
+        """The mean, scaled to 1 on the diagonal, shrunk towards the identity as far as the gradients differ.
+
+        Ledoit and Wolf 2004, section 3.2: least expected squared error for so many draws.
+        """
+        size, count = len(self._total), self._count
+        mean: Array = self._total / count
+        scale = np.trace(mean) / size
+        spread = float(np.sum((mean - scale * np.eye(size)) ** 2))
+        noise = max(self._squares / count - float(np.sum(mean**2)), 0.0) / count
+        share = max(min(noise / spread, 1.0) if spread > 0.0 else 1.0, _IDENTITY)
+        scaled: Array = mean / scale
+        return (1 - share) * scaled + share * np.eye(size)
 
 
 def _smoothed(g: Array) -> Array:
@@ -102,21 +136,15 @@ def _smoothed(g: Array) -> Array:
     return g
 
 
-def _mixed(unlike: Array, alike: Array) -> Array:
-    size = len(unlike)
-    both: Array = (unlike / np.trace(unlike) + alike / np.trace(alike)) * (size / 2)
-    return (1 - _IDENTITY) * both + _IDENTITY * np.eye(size)
-
-
 def _singles(model: graph.Model, batches: Sequence[Feeds]) -> list[Feeds]:
     """Single samples, each from another batch as far as there are any; whole batches of fixed size."""
     if any(spec.fixed_batch not in (None, 1) for spec in model.inputs):
-        return list(batches[:_MOST_SAMPLES])
+        return list(batches[:_DRAWS])
     sizes = [len(next(iter(batch.values()))) for batch in batches]
     order = sorted((row, index) for index, size in enumerate(sizes) for row in range(size))
     return [
         {name: array[row : row + 1] for name, array in batches[index].items()}
-        for row, index in order[:_MOST_SAMPLES]
+        for row, index in order[:_DRAWS]
     ]
 
 
