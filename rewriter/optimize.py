@@ -163,8 +163,12 @@ def optimize(
         surveyed = [each.site for each in surveys]
         offered = list(zip(surveyed, timed, strict=True))
         checked = rounding.check(base, offered, chosen_passes, [fit.feeds[0]], seed, calm, progress)
-    # rounding at a site is taken to come out as it is
-    cares = dict.fromkeys(sizes, 1.0) if exact else sensitivities(base, surveys, batches, calm, progress)
+    if exact:
+        # rounding at a site is taken to come out as it is
+        cares = dict.fromkeys(sizes, 1.0)
+    else:
+        # on other samples than the fits have seen, for which all of them are better than for the rest
+        cares = sensitivities(base, surveys, [each for each, _ in choosing.batches()], calm, progress)
     offers = [
         [
             replace(candidate, drift=cares.get(candidate.site, 0.0) * candidate.error)
