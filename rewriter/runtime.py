@@ -67,11 +67,13 @@ class Target:
         provider: Short name of the execution provider, one of `PROVIDERS`.
         threads: Threads inside one operator; None is ONNX Runtime's own default (one a physical core).
         spinning: Whether idle threads spin for a while before they sleep, as is ONNX Runtime's default.
+        arena: Whether a session keeps the memory of a run for the next one, as is ONNX Runtime's default.
     """
 
     provider: str = "cpu"
     threads: int | None = None
     spinning: bool = True
+    arena: bool = True
 
     def __post_init__(self) -> None:
         if self.provider not in PROVIDERS:
@@ -220,6 +222,7 @@ def _options(target: Target) -> ort.SessionOptions:
     options.log_severity_level = _LOG_FATAL
     if not target.spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = target.arena
     return options
 
 

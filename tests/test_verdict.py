@@ -122,7 +122,7 @@ def test_a_lighter_one_is_made_where_none_is_left(judged):
 def test_a_retreat_from_drift_keeps_the_limit_on_memory(judged):
     heavy, drifting = trial(300), trial(100, drift=0.09)
     _, _, asked = judged([heavy], [drifting])
-    assert asked[1] == (pytest.approx(0.09**2 * 0.4), asked[0][1])
+    assert asked[1] == (pytest.approx(0.09**2 * verdict._RETREAT), asked[0][1])
 
 
 def test_looks_are_limited(judged):

@@ -13,6 +13,7 @@ it is h * g instead of g; the truth lies between, and the mean of both did bette
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 
@@ -162,13 +163,14 @@ class Backwards:
         self._tape = graph.tape(model, tensors)
         self._outputs = model.outputs
         self._tensors = frozenset(tensors)
-        self._target = target
+        # there are as many sessions as convolutions
+        self._target = replace(target, arena=False)
         # steps whose rule does not know what to do with their attributes
         self._lost: set[int] = set()
         values, shapes = self._wanted()
         fixed = self._tape.constants
         self._recorder, self._shape_of = _recorder(
-            model, sorted(values - fixed), sorted(shapes - fixed), target
+            model, sorted(values - fixed), sorted(shapes - fixed), self._target
         )
         self._constants = graph.Constants(model)
         self._small: dict[str, Array] = {}
