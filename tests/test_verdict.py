@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from example_report import REWRITTEN
 
-from rewriter import latency
+from rewriter import latency, verdict
 from rewriter.budget import Budget, Verdict
 from rewriter.conv import Conv, Cost, Rewrite
 from rewriter.drift import Drift
