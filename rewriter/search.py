@@ -124,7 +124,7 @@ class _Attempts:
             self.rounds.append(Round(len(plan.rewritten), drift, measured, plan.latency_ms, fits))
             if fits:
                 self.trials.append(Trial(plan, rewrites, measured))
-            self._progress("searching", min(len(self.rounds), _ROUNDS + _STEPS), _ROUNDS + _STEPS)
+            self._progress("searching", len(self.rounds), _ROUNDS + _STEPS)
         return self._known[plan.chosen]
 
 

@@ -180,9 +180,8 @@ def _in_tiles(
     """The contenders with stages in tiles."""
     direct = [each for each in candidates if each.pass_name is not None and each.skeleton.direct]
     known = {_structure(each.skeleton): times[each] for each in candidates}
-    contenders = set(_contenders([candidates[0], *direct], known, _CLEARLY[0]))
-    for each in direct:
-        for m in tiles if each in contenders else ():
+    for each in _contenders([candidates[0], *direct], known, _CLEARLY[0]):
+        for m in tiles if each.pass_name is not None else ():
             if (tiled := stages_in_tiles(each.skeleton, m, block)) is not None:
                 error = each.error + tiled.rounding**2
                 yield replace(each, skeleton=tiled, cost=tiled.cost(shape[2:]), error=error)

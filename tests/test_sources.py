@@ -6,23 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numbered import F32, IMAGE, indices, pictures
 
 from rewriter.errors import OptionError, SampleError
 from rewriter.samples import InputSpec
 from rewriter.sources import load, load_function
-
-F32 = np.dtype("float32")
-IMAGE = InputSpec("image", F32, ("batch", 1, 2, 2))
-
-
-def pictures(n, *shape):
-    """n pictures, each filled with its own index."""
-    shape = shape or (1, 2, 2)
-    return np.broadcast_to(np.arange(n, dtype=F32).reshape(n, *[1] * len(shape)), (n, *shape)).copy()
-
-
-def indices(loaded, name="image"):
-    return [float(feeds[name].flat[0]) for feeds in loaded.feeds]
 
 
 @pytest.fixture

@@ -174,11 +174,13 @@ def lowerings(candidate):
     return [getattr(stage.lowering, "m", None) for branch in candidate.skeleton.branches for stage in branch]
 
 
-def test_stages_are_tried_in_the_tiles_in_which_the_site_gains(rng, monkeypatch):
+def in_tiles_or_not(rng, monkeypatch, tiles_ms):
+    """What is left of a site as it is, in tiles and as a core, where every form with tiles takes so long."""
     site = graph.find_sites(graphs.filled(WIDE, rng))[0][1]
 
     def interleaved(models, feeds, target=None, *, seconds=2.0, seed=0, hopeless=None):
-        return [0.5 if "MatMul" in _operators(model) else 1.0 - 0.06 * _convs(model) for model in models]
+        operators = [[node.op_type for node in graph.load(model).proto.graph.node] for model in models]
+        return [tiles_ms if "MatMul" in each else 1.0 - 0.06 * each.count("Conv") for each in operators]
 
     monkeypatch.setattr(latency, "interleaved", interleaved)
     offered = [
@@ -187,6 +189,11 @@ def test_stages_are_tried_in_the_tiles_in_which_the_site_gains(rng, monkeypatch)
         cored(site),
     ]
     (found,) = table.measure([(site, offered)], {"two": (1, 16, 12, 12)}, TARGET, 8, lambda *_: None)
+    return found
+
+
+def test_stages_are_tried_in_the_tiles_in_which_the_site_gains(rng, monkeypatch):
+    found = in_tiles_or_not(rng, monkeypatch, 0.5)
     assert [(each.pass_name, lowerings(each)) for each in found] == [
         (None, [None]),
         ("winograd", [(2, 2)]),
@@ -199,27 +206,8 @@ def test_stages_are_tried_in_the_tiles_in_which_the_site_gains(rng, monkeypatch)
 
 
 def test_stages_stay_as_they_are_where_the_site_gains_nothing_in_tiles(rng, monkeypatch):
-    site = graph.find_sites(graphs.filled(WIDE, rng))[0][1]
-
-    def interleaved(models, feeds, target=None, *, seconds=2.0, seed=0, hopeless=None):
-        return [1.5 if "MatMul" in _operators(model) else 1.0 - 0.06 * _convs(model) for model in models]
-
-    monkeypatch.setattr(latency, "interleaved", interleaved)
-    offered = [
-        Candidate("two", None, (), skeleton(graphs.only(site.conv)), Cost(9), 0.0),
-        tiled(site, (2, 2)),
-        cored(site),
-    ]
-    (found,) = table.measure([(site, offered)], {"two": (1, 16, 12, 12)}, TARGET, 8, lambda *_: None)
+    found = in_tiles_or_not(rng, monkeypatch, 1.5)
     assert [each.pass_name for each in found] == [None, "tucker2"]
-
-
-def _operators(model):
-    return [node.op_type for node in graph.load(model).proto.graph.node]
-
-
-def _convs(model):
-    return _operators(model).count("Conv")
 
 
 def test_what_has_clearly_lost_is_given_up(sites, monkeypatch):
