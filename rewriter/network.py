@@ -38,11 +38,14 @@ class Clock:
         shapes: What sites must share for a form to take the same time at them, by site name.
         feeds: What to run it with.
         target: How it is deployed.
+        most: How many networks may be timed side by side, at least 2.
     """
 
-    def __init__(self, model: Model, shapes: Mapping[str, Hashable], feeds: Feeds, target: Target) -> None:
+    def __init__(
+        self, model: Model, shapes: Mapping[str, Hashable], feeds: Feeds, target: Target, most: int
+    ) -> None:
         self._model, self._shapes, self._feeds, self._target = model, shapes, feeds, target
-        self._most = _most(model)
+        self._most = most
 
     def corrected(self, sites: Sites, trial: Trial) -> Sites:
         """The candidates with latencies as the network has them.
@@ -98,12 +101,8 @@ class Clock:
 
 def clock(model: Model, shapes: Mapping[str, Hashable], feeds: Feeds, target: Target) -> Clock | None:
     """A `Clock`, or None where the weights are too many for two networks side by side."""
-    return Clock(model, shapes, feeds, target) if _most(model) > 1 else None
-
-
-def _most(model: Model) -> int:
-    """How many networks may be timed side by side."""
-    return _WEIGHT_BYTES // max(len(model.bytes()), 1)
+    most = _WEIGHT_BYTES // max(len(model.bytes()), 1)
+    return Clock(model, shapes, feeds, target, most) if most > 1 else None
 
 
 def _spliced(model: Model, rewrites: Rewrites) -> bytes:

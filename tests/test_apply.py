@@ -1,6 +1,5 @@
 """Plans saved and made again: the same bytes, on other weights too, and one line where that cannot be."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import residual
+from interrupts import interrupt_at
 
 import rewriter
 from rewriter import cli
@@ -367,18 +367,7 @@ def test_an_interrupt_leaves_nothing(files, stage, monkeypatch, capsys):
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     before = sorted(files.rglob("*"))
-    reached = []
-
-    @contextlib.contextmanager
-    def interrupting(quiet):
-        def progress(at, done, total):
-            reached.append(at)
-            if at == stage:
-                raise KeyboardInterrupt
-
-        yield progress
-
-    monkeypatch.setattr(sys.modules["rewriter.cli.apply"], "drawn_progress", interrupting)
+    reached = interrupt_at(monkeypatch, "apply", stage)
     assert command(files, "--report", files / "report.md") == status.INTERRUPTED
     assert reached[-1] == stage
     assert sorted(files.rglob("*")) == before

@@ -46,7 +46,7 @@ def corrected(monkeypatch):
             return found
 
         monkeypatch.setattr(latency, "interleaved", interleaved)
-        return network.Clock(Weighty(1), SHAPES, {}, None).corrected(offers, start)
+        return network.clock(Weighty(1), SHAPES, {}, None).corrected(offers, start)
 
     return call
 
@@ -114,7 +114,7 @@ def test_portions_share_the_first_network(monkeypatch):
 
     monkeypatch.setattr(latency, "interleaved", interleaved)
     trials = [Trial(None, ms, 0.5) for ms in (5.0, 4.0, 3.0, 2.0, 1.0, 6.0)]
-    found = network.Clock(Weighty(100), {}, {}, None).fastest_first(trials)
+    found = network.clock(Weighty(100), {}, {}, None).fastest_first(trials)
     assert [each.rewrites for each in found] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert asked == [[5.0, 4.0, 3.0], [5.0, 2.0, 1.0], [5.0, 6.0]]
 

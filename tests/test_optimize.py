@@ -1,10 +1,8 @@
 """The whole line from model and samples to a written model, with latency that follows the multiply-adds."""
 
-import contextlib
 import json
 import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import residual
+from interrupts import interrupt_at
 
 import rewriter
 from rewriter import cli, graph, prepare, search
@@ -277,18 +276,7 @@ def test_an_interrupt_leaves_nothing(files, stage, monkeypatch, capsys):
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     before = sorted(files.rglob("*"))
-    reached = []
-
-    @contextlib.contextmanager
-    def interrupting(quiet):
-        def progress(at, done, total):
-            reached.append(at)
-            if at == stage:
-                raise KeyboardInterrupt
-
-        yield progress
-
-    monkeypatch.setattr(sys.modules["rewriter.cli.optimize"], "drawn_progress", interrupting)
+    reached = interrupt_at(monkeypatch, "optimize", stage)
     assert command(files, "--report", files / "report.md") == status.INTERRUPTED
     assert reached[-1] == stage
     assert sorted(files.rglob("*")) == before

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rewriter.cli.options import budget, number, once, quiet, report, shape
+from rewriter.cli.options import (
+    calibration,
+    evaluation,
+    max_drift,
+    min_speedup,
+    quiet,
+    report,
+    shapes,
+    threads,
+)
 from rewriter.cli.show import drawn_progress, show
 from rewriter.cli.status import UNMET
 
@@ -47,55 +55,22 @@ Exit status:
     type=click.Path(path_type=Path),
     help="Where the model goes.",
 )
-@click.option(
-    "--calibration",
-    metavar="SRC",
-    help="Samples to fit to: an .npz keyed by input name, or script.py:function that yields dicts of arrays. "
-    "Needed unless the plan is exact.",
+@calibration("the plan is exact")
+@evaluation
+@max_drift(
+    "A gate: write a model only if this measure of drift comes to no more; the measures are those of "
+    "rewriter optimize. Repeatable.  [default: none]"
 )
-@click.option(
-    "--evaluation",
-    metavar="SRC",
-    help="Samples to judge by, labels too where there are any.  [default: a part of the calibration samples]",
-)
-@click.option(
-    "--max-drift",
-    multiple=True,
-    metavar="NAME=VALUE",
-    type=budget,
-    callback=once,
-    help="A gate: write a model only if this measure of drift comes to no more; the measures are those of "
-    "rewriter optimize. Repeatable.  [default: none]",
-)
-@click.option(
-    "--min-speedup",
-    metavar="FACTOR",
-    type=number,
-    help="A gate: write a model only if it is at least so many times as fast.  [default: none]",
-)
+@min_speedup("A gate: write a model only if it is at least so many times as fast.  [default: none]")
 @click.option("--provider", help="ONNX Runtime's execution provider.  [default: the plan's]")
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads inside one operator, as deployed.  [default: the plan's]",
-)
+@threads("the plan's")
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
     metavar="N",
     help="Samples in one run, as deployed.  [default: the plan's]",
 )
-@click.option(
-    "--shape",
-    "shapes",
-    multiple=True,
-    metavar="NAME:SIZES",
-    type=shape,
-    callback=once,
-    help="The shape of an input with dynamic dimensions, as deployed: image:1,3,224,224. Repeatable.  "
-    "[default: the plan's]",
-)
+@shapes("  [default: the plan's]")
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -136,6 +111,5 @@ def apply(
             **options,
         )
     written = [*([output] if result.improved else []), *options["reports"]]
-    with contextlib.suppress(KeyboardInterrupt):  # all is written by now; only the text would be cut short
-        show(result.report, written, quiet)
+    show(result.report, written, quiet)
     return 0 if result.improved else UNMET

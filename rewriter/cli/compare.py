@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rewriter.cli.options import batch, budget, number, once, provider, quiet, report, seed, shapes, threads
+from rewriter.cli.options import batch, max_drift, min_speedup, provider, quiet, report, seed, shapes, threads
 from rewriter.cli.show import drawn_progress, show
 from rewriter.cli.status import UNMET
 
@@ -40,31 +39,21 @@ Exit status:
     help="Samples to judge by, labels too where there are any: an .npz keyed by input name, or "
     "script.py:function that yields dicts of arrays.  [default: random inputs]",
 )
-@click.option(
-    "--max-drift",
-    multiple=True,
-    metavar="NAME=VALUE",
-    type=budget,
-    callback=once,
-    help="A gate: the most that a measure of drift may come to. Measures: rel_l2, max_abs, noise_db, "
+@max_drift(
+    "A gate: the most that a measure of drift may come to. Measures: rel_l2, max_abs, noise_db, "
     "cosine_distance, kl, top1_flips (per cent); with labels top1_drop, top5_drop (points), psnr_drop_db; or "
-    "your own as file.py:function. Repeatable.",
+    "your own as file.py:function. Repeatable."
 )
-@click.option(
-    "--min-speedup",
-    metavar="FACTOR",
-    type=number,
-    help="A gate: AFTER must be at least so many times as fast, at 99.9 % confidence.",
-)
+@min_speedup("A gate: AFTER must be at least so many times as fast, at 99.9 % confidence.")
 @click.option(
     "--locate",
     is_flag=True,
     help="Where the outputs differ, say after which node the two first part.",
 )
 @provider
-@threads
+@threads()
 @batch
-@shapes
+@shapes()
 @seed
 @report
 @quiet
@@ -78,6 +67,5 @@ def compare(before: Path, after: Path, quiet: bool, **more: Any) -> int:
 
     with drawn_progress(quiet) as progress:
         report = run(before, after, max_drift=more.pop("max_drift") or None, progress=progress, **more)
-    with contextlib.suppress(KeyboardInterrupt):  # all is written by now; only the text would be cut short
-        show(report, more["reports"], quiet)
+    show(report, more["reports"], quiet)
     return 0 if report.improved else UNMET

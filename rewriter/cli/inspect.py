@@ -31,9 +31,9 @@ Exit status:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--profile", is_flag=True, help="Run the model, too, and say where its time goes.")
 @provider
-@threads
+@threads()
 @batch
-@shapes
+@shapes()
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 def inspect(model: Path, as_json: bool, **more: Any) -> int:
     """Lists the layers of MODEL: shapes, kind, MACs, FLOPs, parameters, and which passes have a form.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,12 @@ import click
 
 from rewriter.cli.options import (
     batch,
-    budget,
+    calibration,
+    evaluation,
     listed,
+    max_drift,
+    min_speedup,
     number,
-    once,
     provider,
     quiet,
     report,
@@ -55,26 +56,12 @@ Exit status:
     type=click.Path(path_type=Path),
     help="Where the faster model goes; written only if there is one.",
 )
-@click.option(
-    "--calibration",
-    metavar="SRC",
-    help="Samples to fit to: an .npz keyed by input name, or script.py:function that yields dicts of arrays. "
-    "Needed unless --exact.",
-)
-@click.option(
-    "--evaluation",
-    metavar="SRC",
-    help="Samples to judge by, labels too where there are any.  [default: a part of the calibration samples]",
-)
-@click.option(
-    "--max-drift",
-    multiple=True,
-    metavar="NAME=VALUE",
-    type=budget,
-    callback=once,
-    help="A budget: the most that a measure of drift may come to. Measures: rel_l2, max_abs, noise_db, "
+@calibration("--exact")
+@evaluation
+@max_drift(
+    "A budget: the most that a measure of drift may come to. Measures: rel_l2, max_abs, noise_db, "
     "cosine_distance, kl, top1_flips (per cent); with labels top1_drop, top5_drop (points), psnr_drop_db; or "
-    "your own as file.py:function. Repeatable.  [default: rel_l2=0.05, with --exact rel_l2=1e-5]",
+    "your own as file.py:function. Repeatable.  [default: rel_l2=0.05, with --exact rel_l2=1e-5]"
 )
 @click.option(
     "--strict",
@@ -108,15 +95,12 @@ Exit status:
 )
 @click.option("--exclude", multiple=True, metavar="NODE", help="Leave this node as it is. Repeatable.")
 @provider
-@threads
+@threads()
 @batch
-@shapes
+@shapes()
 @seed
-@click.option(
-    "--min-speedup",
-    metavar="FACTOR",
-    type=number,
-    help="Write a model only if it is at least so many times as fast.  [default: 1.02, with --max-macs none]",
+@min_speedup(
+    "Write a model only if it is at least so many times as fast.  [default: 1.02, with --max-macs none]"
 )
 @click.option(
     "--max-load",
@@ -182,6 +166,5 @@ def optimize(
         )
     made = [output, save_plan] if result.improved else []
     written = [path for path in (*made, *options["reports"]) if path is not None]
-    with contextlib.suppress(KeyboardInterrupt):  # all is written by now; only the text would be cut short
-        show(result.report, written, quiet)
+    show(result.report, written, quiet)
     return 0 if result.improved else UNMET

@@ -1,10 +1,14 @@
 """Values of options, read from what was typed, a bad one refused in one line; options that commands share."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""What puts an option on a command."""
 
 
 def number(text: str) -> float:
@@ -56,15 +60,50 @@ def listed(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
     return names
 
 
+def calibration(unless: str) -> Option:
+    """Samples to fit to, needed unless something else is so."""
+    return click.option(
+        "--calibration",
+        metavar="SRC",
+        help="Samples to fit to: an .npz keyed by input name, or script.py:function that yields dicts of "
+        f"arrays. Needed unless {unless}.",
+    )
+
+
+evaluation = click.option(
+    "--evaluation",
+    metavar="SRC",
+    help="Samples to judge by, labels too where there are any.  [default: a part of the calibration samples]",
+)
+
+
+def max_drift(meaning: str) -> Option:
+    """Budgets of drift; what they mean differs from command to command."""
+    return click.option(
+        "--max-drift", multiple=True, metavar="NAME=VALUE", type=budget, callback=once, help=meaning
+    )
+
+
+def min_speedup(meaning: str) -> Option:
+    """The least speed-up; what it means differs from command to command."""
+    return click.option("--min-speedup", metavar="FACTOR", type=number, help=meaning)
+
+
 provider = click.option(
     "--provider", default="cpu", show_default=True, help="ONNX Runtime's execution provider."
 )
-threads = click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads inside one operator, as deployed.  [default: ONNX Runtime's own]",
-)
+
+
+def threads(default: str = "ONNX Runtime's own") -> Option:
+    """Threads, and whose number it is where none is given."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help=f"Threads inside one operator, as deployed.  [default: {default}]",
+    )
+
+
 batch = click.option(
     "--batch",
     type=click.IntRange(min=1),
@@ -73,15 +112,22 @@ batch = click.option(
     metavar="N",
     help="Samples in one run, as deployed.",
 )
-shapes = click.option(
-    "--shape",
-    "shapes",
-    multiple=True,
-    metavar="NAME:SIZES",
-    type=shape,
-    callback=once,
-    help="The shape of an input with dynamic dimensions, as deployed: image:1,3,224,224. Repeatable.",
-)
+
+
+def shapes(more: str = "") -> Option:
+    """Sizes of inputs with dynamic dimensions; `more` is said behind the help."""
+    return click.option(
+        "--shape",
+        "shapes",
+        multiple=True,
+        metavar="NAME:SIZES",
+        type=shape,
+        callback=once,
+        help="The shape of an input with dynamic dimensions, as deployed: image:1,3,224,224. Repeatable."
+        + more,
+    )
+
+
 seed = click.option(
     "--seed",
     type=click.IntRange(min=0),

@@ -22,16 +22,17 @@ if TYPE_CHECKING:
 
 def show(report: Report, written: Sequence[Path], quiet: bool) -> None:
     """Prints the report, or its verdict alone, and what was written."""
-    from rewriter.report import rows, to_terminal, words
+    with contextlib.suppress(KeyboardInterrupt):  # all is written by now; only the text would be cut short
+        from rewriter.report import rows, to_terminal, words
 
-    console = Console(markup=False, highlight=False, emoji=False)
-    if quiet:
-        for sentence in filter(None, (rows.parting_sentence(report), report.verdict)):
-            console.print(words.printable(sentence), soft_wrap=True)
-        return
-    to_terminal(report, console)
-    for path in written:
-        console.print(f"Wrote {path}", soft_wrap=True)
+        console = Console(markup=False, highlight=False, emoji=False)
+        if quiet:
+            for sentence in filter(None, (rows.parting_sentence(report), report.verdict)):
+                console.print(words.printable(sentence), soft_wrap=True)
+            return
+        to_terminal(report, console)
+        for path in written:
+            console.print(f"Wrote {path}", soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from rewriter.graph.attributes import ONNX_DOMAINS
 from rewriter.graph.model import Model
 from rewriter.graph.nodes import nodes_behind
 from rewriter.graph.scope import Names, bodies, consumed, names
+from rewriter.graph.views import extended
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,18 +88,7 @@ def recorder(
         onnx.helper.make_node("Shape", [name], [output], given.new(f"{output}_of"))
         for name, output in outputs.items()
     ]
-    return partial(_with, model, tuple(values), nodes), outputs
-
-
-def _with(model: Model, values: Sequence[str], nodes: Sequence[onnx.NodeProto]) -> bytes:
-    """The serialised model with some of its tensors and the outputs of further nodes as outputs."""
-    there = set(model.outputs)
-    more = onnx.ModelProto()
-    more.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values if name not in there)
-    more.graph.node.extend(nodes)
-    more.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in nodes)
-    # serialised messages behind one another are read as one, so that the weights need not be copied
-    return model.edited(model.proto).bytes() + bytes(more.SerializeToString())
+    return partial(extended, model, (*values, *outputs.values()), nodes), outputs
 
 
 def _step(node: onnx.NodeProto) -> Step:

@@ -16,19 +16,27 @@ def with_outputs(model: Model, names: Iterable[str]) -> bytes:
     Raises:
         ValueError: Nothing in the top graph makes such a tensor.
     """
-    proto = model.copy()
-    graph = proto.graph
+    graph = model.proto.graph
     there = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     there.update(name for node in graph.node for name in node.output)
-    given = {value.name for value in graph.output}
-    for name in names:
+    wanted = tuple(names)
+    for name in wanted:
         if name not in there:
             raise ValueError(f"there is no tensor {name!r} in the model")
-        if name not in given:
-            # ONNX Runtime infers the type itself.
-            graph.output.append(onnx.ValueInfoProto(name=name))
-            given.add(name)
-    return model.edited(proto).bytes()
+    return extended(model, wanted)
+
+
+def extended(model: Model, names: Iterable[str], nodes: Iterable[onnx.NodeProto] = ()) -> bytes:
+    """The serialised model with further nodes, and tensors as outputs, each once, behind its own."""
+    given = set(model.outputs)
+    more = onnx.ModelProto()
+    more.graph.node.extend(nodes)
+    # ONNX Runtime infers the types itself
+    more.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in given
+    )
+    # serialised messages behind one another are read as one, so that the weights need not be copied
+    return model.bytes() + bytes(more.SerializeToString())
 
 
 def with_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> Model:
