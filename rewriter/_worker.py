@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from rewriter import errors
 from rewriter.errors import ModelError, RewriterError
-from rewriter.runtime import Session, Target
+from rewriter.runtime import Clock, Session, Target
 
 # The child needs three modules of this package. Importing all of it would slow the start several times and
 # count in the peak memory, so the package's own __init__ is not run there.
@@ -182,7 +182,7 @@ class _Server:
 
     def __init__(self) -> None:
         self._session: Session | None = None
-        self._feeds: dict[str, NDArray[Any]] = {}
+        self._run: Callable[[], object] | None = None
 
     def load(self, path: Path, target: Target) -> float:
         start = time.perf_counter_ns()
@@ -190,11 +190,13 @@ class _Server:
         return (time.perf_counter_ns() - start) / 1e6
 
     def feed(self, feeds: dict[str, NDArray[Any]]) -> None:
-        self._feeds = feeds
+        assert self._session is not None
+        self._run = self._session.bound(feeds)
 
     def burst(self, runs: int) -> NDArray[np.float64]:
         assert self._session is not None
-        return time_runs(self._session, self._feeds, runs)
+        assert self._run is not None
+        return time_runs(self._run, self._session.target.clock, runs)
 
     def peak(self) -> int:
         # ru_maxrss is not asked on Linux: it survives exec, so the child would report its parent's memory.
@@ -209,12 +211,12 @@ class _Server:
         return 0
 
 
-def time_runs(session: Session, feeds: Mapping[str, NDArray[Any]], runs: int) -> NDArray[np.float64]:
-    """Returns the times of so many consecutive runs by the target's clock, in milliseconds."""
-    clock = time.thread_time_ns if session.target.clock == "processor" else time.perf_counter_ns
+def time_runs(run: Callable[[], object], clock: Clock, runs: int) -> NDArray[np.float64]:
+    """Returns the times of so many consecutive runs by that clock, in milliseconds."""
+    now = time.thread_time_ns if clock == "processor" else time.perf_counter_ns
     marks = np.empty(runs + 1, dtype=np.int64)
-    marks[0] = clock()
+    marks[0] = now()
     for index in range(1, runs + 1):
-        session.run(feeds)
-        marks[index] = clock()
+        run()
+        marks[index] = now()
     return np.diff(marks) / 1e6

@@ -281,10 +281,9 @@ def interleaved(
     """
     target = replace(target or Target(), spinning=False)
     rng = np.random.default_rng(seed)
-    sessions = [Session(model, target) for model in models]
-    jobs = list(zip(sessions, feeds, strict=True))
+    jobs = [Session(model, target).bound(feed) for model, feed in zip(models, feeds, strict=True)]
     with _no_collection():
-        once = [float(np.min(time_runs(session, feed, 3)[1:])) for session, feed in jobs]
+        once = [float(np.min(time_runs(job, target.clock, 3)[1:])) for job in jobs]
         runs = [math.ceil(_LEAST_TURN_MS / max(ms, 1e-3)) for ms in once]
         turns: list[list[float]] = [[] for _ in jobs]
         racing = list(range(len(jobs)))
@@ -297,10 +296,10 @@ def interleaved(
             if not racing or (turn >= _LEAST_TURNS and time.perf_counter() > end):
                 break
             for index in rng.permutation(racing):
-                session, feed = jobs[index]
                 # the first run of a short turn warms the caches and is not counted
                 extra = 1 if once[index] < _DROPPED_MS else 0
-                turns[index].append(float(np.mean(time_runs(session, feed, runs[index] + extra)[extra:])))
+                times = time_runs(jobs[index], target.clock, runs[index] + extra)
+                turns[index].append(float(np.mean(times[extra:])))
     return _so_far(turns, once, target)
 
 

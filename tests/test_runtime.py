@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper, parser
 
@@ -122,8 +123,8 @@ def test_providers_are_checked() -> None:
 
 
 def test_a_provider_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(ProviderError, match="pip install onnxruntime-gpu in place of onnxruntime"):
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(ProviderError, match="pip uninstall onnxruntime, then pip install onnxruntime-gpu"):
         Session(ADD, Target(provider="cuda"))
     with pytest.raises(ProviderError, match="install a build of onnxruntime that has CoreML"):
         runtime.check_provider("coreml")
@@ -137,18 +138,18 @@ def test_a_silent_fallback_to_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPatc
             return ["CPUExecutionProvider"]
 
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: both)
-    monkeypatch.setattr(runtime.ort, "InferenceSession", Fallen)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: both)
+    monkeypatch.setattr(ort, "InferenceSession", Fallen)
     with pytest.raises(ProviderError, match="fell back to the CPU"):
         Session(ADD, Target(provider="cuda"))
 
 
 def test_a_pool_is_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "cores", lambda: 1)
+    monkeypatch.setattr(runtime.target, "cores", lambda: 1)
     assert not Target().parallel
     assert not Target(threads=1).parallel
     assert Target(threads=2).parallel
-    monkeypatch.setattr(runtime, "cores", lambda: 4)
+    monkeypatch.setattr(runtime.target, "cores", lambda: 4)
     assert Target().parallel
     assert not Target(threads=1).parallel
 
@@ -171,14 +172,14 @@ def test_conditions_tell_targets_and_processors_apart(monkeypatch) -> None:
     flags = "model name : Virtual CPU\nflags : fpu sse {}\n"
     found = []
     for able in ("", "avx2"):
-        monkeypatch.setattr(runtime, "_cpuinfo", lambda able=able: flags.format(able))
+        monkeypatch.setattr(runtime.machine, "_cpuinfo", lambda able=able: flags.format(able))
         found.append(runtime.conditions(Target(threads=1)))
     assert found[0]["processor"] == found[1]["processor"]
     assert found[0] != found[1]
 
 
 def test_a_device_that_cannot_be_told_apart_has_no_conditions(monkeypatch) -> None:
-    monkeypatch.setattr(runtime.ort, "get_ep_devices", list, raising=False)
+    monkeypatch.setattr(ort, "get_ep_devices", list, raising=False)
     assert runtime.conditions(Target("cuda")) is None
     assert runtime.conditions(Target("cpu")) is not None
 
