@@ -35,6 +35,7 @@ def apply(
     max_drift: Mapping[str, float] | None = None,
     min_speedup: float | None = None,
     provider: str | None = None,
+    provider_options: Mapping[str, str] | None = None,
     threads: int | None = None,
     batch: int | None = None,
     shapes: Mapping[str, Ints] | None = None,
@@ -59,6 +60,7 @@ def apply(
         max_drift: Gates: the most of each measure that is allowed, by name; none where None.
         min_speedup: A gate: what the model must be faster by, at 99.9 % confidence; none where None.
         provider: The execution provider that the model will run on; the plan's where None.
+        provider_options: The provider's own options; the plan's where None, if the provider is the plan's.
         threads: Threads of one operator there; the plan's where None.
         batch: The batch size to time; the plan's where None.
         shapes: Sizes of inputs with dynamic dimensions to time; the plan's where None.
@@ -79,7 +81,13 @@ def apply(
     """
     progress = progress or silent
     saved = planfile.read(plan)
-    target = Target(provider or saved.provider, saved.threads if threads is None else threads)
+    if provider_options is None:
+        provider_options = saved.provider_options if provider in (None, saved.provider) else {}
+    target = Target(
+        provider or saved.provider,
+        saved.threads if threads is None else threads,
+        options=tuple(provider_options.items()),
+    )
     runtime.check_provider(target.provider)
     batch = saved.batch if batch is None else batch
     shapes = saved.shapes if shapes is None else shapes
@@ -98,11 +106,12 @@ def apply(
     matched = planfile.match(saved, sites, refusals, passes, f"plan '{os.fspath(plan)}'", original.label)
     samples = prepare.parts(base, calibration, evaluation, shapes, seed)
     feeds = prepare.deployed_feeds(original, samples.fit, batch, shapes)
-    judge = Judge(original, dict(max_drift or {}), samples.choosing, samples.final, seed)
+    judge = Judge(
+        original, dict(max_drift or {}), samples.choosing, samples.final, seed, target=target.precise
+    )
     job = Job(original, judge, feeds, target, min_speedup or 0.0, Limits(None, None), seed, progress)
 
-    # fitting and judging run on the CPU, whatever the target; threads that spin between runs would slow the
-    # fits
+    # fitting runs on the CPU, whatever the target; threads that spin between runs would slow the fits
     calm = Target(spinning=False)
     in_shapes, _ = prepare.scout(base, sites, feeds, calm)
     fitted = 0
@@ -131,6 +140,7 @@ def apply(
             "exact": saved.exact,
             "max-drift": dict(max_drift or {}),
             "provider": target.provider,
+            "provider-option": dict(target.options),
             "threads": target.threads,
             "batch": batch,
             "shape": {name: list(shape) for name, shape in shapes.items()},

@@ -11,6 +11,7 @@ from rewriter.judge import Judge
 from rewriter.latency import Latency
 from rewriter.limits import Limits
 from rewriter.outcome import Wanted
+from rewriter.profile import elsewhere
 from rewriter.progress import Progress, silent
 from rewriter.report import Comparison, Gate, Report
 from rewriter.runtime import Session, Target
@@ -30,6 +31,7 @@ def compare(
     max_drift: Mapping[str, float] | None = None,
     min_speedup: float | None = None,
     provider: str = "cpu",
+    provider_options: Mapping[str, str] | None = None,
     threads: int | None = None,
     batch: int = 1,
     shapes: Mapping[str, Ints] | None = None,
@@ -52,6 +54,7 @@ def compare(
         max_drift: The most of each measure that is allowed, by name (see `rewriter.drift`).
         min_speedup: What `after` must be faster by, at 99.9 % confidence.
         provider: The execution provider.
+        provider_options: The provider's own options, as it is deployed, such as `{"use_tf32": "0"}`.
         threads: Threads of one operator; None is ONNX Runtime's own default.
         batch: The batch size to time.
         shapes: Sizes of inputs with dynamic dimensions to time, by input name; the samples' otherwise.
@@ -68,7 +71,7 @@ def compare(
         OutputError: A report cannot be written where it was asked for.
     """
     progress = progress or silent
-    target = Target(provider, threads)
+    target = Target(provider, threads, options=tuple((provider_options or {}).items()))
     runtime.check_provider(provider)
     wanted = Wanted(reports=reports)
     wanted.check([before, after, evaluation])
@@ -80,7 +83,7 @@ def compare(
         Session(model.bytes, target, model.label).run(feeds)
 
     progress("measuring drift", 0, 0)
-    judge = Judge(first, max_drift or {}, samples.subset([0]), samples, seed, target=target)
+    judge = Judge(first, max_drift or {}, samples.subset([0]), samples, seed, target=target.precise)
     drift, verdicts = judge.verdicts(second)
     whole = next(each for each in drift if each.measure == "rel_l2" and each.output is None)
     timing = latency.compare(
@@ -124,12 +127,17 @@ def compare(
         expenses=Limits(None, None).expenses(timing),
         rounds=(),
         samples={"final": len(samples)},
-        warnings=(*remarks, *(each.warning for each in verdicts if each.warning is not None)),
+        warnings=(
+            *remarks,
+            *(each.warning for each in verdicts if each.warning is not None),
+            *(said for each in (first, second) for said in elsewhere(each, feeds, target, each.label)),
+        ),
         environment=runtime.versions(),
         settings={
             "max-drift": dict(max_drift or {}),
             "min-speedup": min_speedup,
             "provider": provider,
+            "provider-option": dict(target.options),
             "threads": threads,
             "batch": batch,
             "shape": {name: list(shape) for name, shape in (shapes or {}).items()},

@@ -16,6 +16,7 @@ def inspect(
     *,
     profile: bool = False,
     provider: str = "cpu",
+    provider_options: Mapping[str, str] | None = None,
     threads: int | None = None,
     batch: int = 1,
     shapes: Mapping[str, Ints] | None = None,
@@ -26,6 +27,7 @@ def inspect(
         model: A path, the bytes of a file, or an `onnx.ModelProto`.
         profile: Whether to run the model and measure where its time goes.
         provider: The execution provider to measure on, and whose grid of ranks the passes are asked about.
+        provider_options: The provider's own options, as it is deployed, such as `{"use_tf32": "0"}`.
         threads: Threads of one operator there; None is ONNX Runtime's own default.
         batch: The batch size.
         shapes: Sizes of inputs with dynamic dimensions, by input name.
@@ -35,7 +37,7 @@ def inspect(
         ModelError: The model cannot be read, or not be run where that is needed.
         ProviderError: The provider cannot be used here.
     """
-    target = Target(provider, threads)
+    target = Target(provider, threads, options=tuple((provider_options or {}).items()))
     runtime.check_provider(provider)
     original = graph.load(model)
     feeds = prepare.plain_feeds(original, batch, shapes or {})
@@ -71,6 +73,7 @@ def inspect(
         settings={
             "profile": profile,
             "provider": provider,
+            "provider-option": dict(target.options),
             "threads": threads,
             "batch": batch,
             "shape": {name: list(shape) for name, shape in (shapes or {}).items()},

@@ -42,6 +42,7 @@ def optimize(
     passes: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     provider: str = "cpu",
+    provider_options: Mapping[str, str] | None = None,
     threads: int | None = None,
     batch: int = 1,
     shapes: Mapping[str, Ints] | None = None,
@@ -79,6 +80,7 @@ def optimize(
         passes: Names of the passes to try; all where None.
         exclude: Names of nodes to leave alone.
         provider: The execution provider that the model will run on.
+        provider_options: The provider's own options, as it is deployed, such as `{"use_tf32": "0"}`.
         threads: Threads of one operator there; None is ONNX Runtime's own default.
         batch: The batch size to be fast at.
         shapes: Sizes of inputs with dynamic dimensions to be fast at, by input name; the samples' otherwise.
@@ -109,7 +111,7 @@ def optimize(
         OutputError: The output or a report cannot be written where it was asked for.
     """
     progress = progress or silent
-    target = Target(provider, threads)
+    target = Target(provider, threads, options=tuple((provider_options or {}).items()))
     runtime.check_provider(provider)
     limits = Limits(max_load, max_memory)
     by_macs = max_macs is not None
@@ -132,11 +134,12 @@ def optimize(
     samples = prepare.parts(base, calibration, evaluation, shapes, seed)
     remarks = samples.remarks
     feeds = prepare.deployed_feeds(original, samples.fit, batch, shapes)
-    judge = Judge(original, budgets, samples.choosing, samples.final, seed, strict=strict)
+    judge = Judge(
+        original, budgets, samples.choosing, samples.final, seed, strict=strict, target=target.precise
+    )
     job = Job(original, judge, feeds, target, min_speedup, limits, seed, progress)
 
-    # fitting and judging run on the CPU, whatever the target; threads that spin between runs would slow the
-    # fits
+    # fitting runs on the CPU, whatever the target; threads that spin between runs would slow the fits
     calm = Target(spinning=False)
     in_shapes, live_bytes = prepare.scout(base, sites, feeds, calm)
     sizes = {name: shape[2:] for name, shape in in_shapes.items()}
@@ -264,6 +267,7 @@ def optimize(
             "passes": [each.name for each in chosen_passes],
             "exclude": list(exclude),
             "provider": provider,
+            "provider-option": dict(target.options),
             "threads": threads,
             "batch": batch,
             "shape": {name: list(shape) for name, shape in shapes.items()},

@@ -12,6 +12,7 @@ from rewriter import files, graph, runtime
 from rewriter.conv import Cost, Refusal
 from rewriter.errors import OutputError
 from rewriter.graph import Model
+from rewriter.profile import elsewhere
 from rewriter.report import Point, Report, SiteReport, check_path, rendered
 from rewriter.search import Round, Trial
 from rewriter.verdict import Ending, Job
@@ -114,6 +115,9 @@ def told(
     steps = (
         () if base is job.original else (f"{len(job.original.pinned)} weights are no longer graph inputs",)
     )
+    away: tuple[str, ...] = ()
+    if ending.model is not None:
+        away = elsewhere(ending.model, job.feeds, job.target, "the rewritten model")
     return Report(
         model=job.original.label.strip("'"),
         verdict=ending.verdict,
@@ -129,7 +133,7 @@ def told(
         expenses=() if ending.latency is None else job.limits.expenses(ending.latency),
         rounds=tuple(rounds),
         samples=dict(samples),
-        warnings=(*remarks, *ending.warnings),
+        warnings=(*remarks, *ending.warnings, *away),
         environment=runtime.versions(),
         settings=dict(settings),
         max_macs=max_macs,

@@ -8,6 +8,7 @@ backwards, on ways that no other kernel's tensor is on.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,23 @@ def profile(model: Model, layers: Sequence[Layer], feeds: Feeds, target: Target)
     optimised = graph.flow(graph.load(runtime.optimized(data, target)))
     made = _made(kernels, graph.flow(model), optimised)
     return _told(kernels, made, graph.flow(model), {layer.output for layer in layers})
+
+
+def elsewhere(model: Model, feeds: Feeds, target: Target, label: str) -> tuple[str, ...]:
+    """What a provider leaves to others, as a remark; nothing where it runs all of the model.
+
+    Raises:
+        ModelError: The model cannot be loaded or run.
+    """
+    if target.provider == "cpu":
+        return ()
+    wanted = runtime.check_provider(target.provider)
+    kernels = runtime.profiled(model.bytes(), feeds, target, seconds=0.0)
+    left = Counter(kernel.op_type for kernel in kernels if kernel.provider != wanted)
+    if not left:
+        return ()
+    kinds = ", ".join(f"{op_type} ({count})" for op_type, count in left.most_common())
+    return (f"{left.total()} of {len(kernels)} nodes of {label} do not run on {target.provider}: {kinds}",)
 
 
 def _made(

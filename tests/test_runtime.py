@@ -8,7 +8,7 @@ from onnx import helper, numpy_helper, parser
 
 from rewriter import runtime
 from rewriter.errors import ModelError, OptionError, ProviderError
-from rewriter.runtime import Session, Spec, Target
+from rewriter.runtime import Session, Spec, Target, providers
 
 
 def text_model(text: str) -> bytes:
@@ -142,6 +142,107 @@ def test_a_silent_fallback_to_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ort, "InferenceSession", Fallen)
     with pytest.raises(ProviderError, match="fell back to the CPU"):
         Session(ADD, Target(provider="cuda"))
+
+
+def test_a_provider_that_did_not_start_names_the_library_that_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "capi").mkdir()
+    monkeypatch.setattr(ort, "__file__", str(tmp_path / "__init__.py"))
+    assert providers.missing("cuda") is None
+    (tmp_path / "capi" / "libonnxruntime_providers_cuda.so").write_bytes(b"not a library")
+    assert "providers_cuda.so" in (providers.missing("cuda") or "")
+
+
+def test_two_builds_over_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package in ("onnxruntime", "onnxruntime-gpu"):
+            return "1.32.0"
+        raise providers.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(providers.metadata, "version", version)
+    providers._check_builds.cache_clear()
+    with pytest.raises(
+        ProviderError, match=r"onnxruntime 1\.32\.0 and onnxruntime-gpu 1\.32\.0 are installed"
+    ):
+        Session(ADD)
+    monkeypatch.undo()
+    providers._check_builds.cache_clear()
+    assert Session(ADD).run(FEEDS)
+
+
+def test_options_reach_the_provider_and_what_rounds_is_off_for_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Started:
+        def __init__(self, _: object, __: object, names: list[str], settings: list[dict], **___: object):
+            seen.append(dict(zip(names, settings, strict=True)))
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+        def get_inputs(self) -> list:
+            return []
+
+        get_outputs = get_inputs
+
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: both)
+    monkeypatch.setattr(ort, "InferenceSession", Started)
+    deployed = Target("cuda", options=(("cudnn_conv_algo_search", "HEURISTIC"), ("enable_cuda_graph", "1")))
+    Session(ADD, deployed)
+    Session(ADD, deployed.precise)
+    assert seen[0] == {
+        both[0]: {"cudnn_conv_algo_search": "HEURISTIC", "enable_cuda_graph": "1"},
+        both[1]: {},
+    }
+    assert seen[1][both[0]] == {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+    assert deployed.graphs
+    assert not deployed.precise.graphs
+
+
+def test_an_option_that_a_provider_does_not_know_is_one_line() -> None:
+    with pytest.raises(OptionError, match="'cpu' takes no options, and 'use_tf32' was given"):
+        Target(options=(("use_tf32", "0"),))
+
+
+def test_what_is_bound_to_a_device_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.session, "DEVICES", {"cpu": "cpu"})
+    session = Session(ADD)
+    bindings = []
+    make = session._session.io_binding
+    monkeypatch.setattr(session, "_session", Watched(session._session, bindings, make))
+    session.bound(FEEDS)()
+    (binding,) = bindings
+    y, z = binding.copy_outputs_to_cpu()
+    np.testing.assert_array_equal(y, np.tile([1, 2, 3, 4], (3, 1)))
+    np.testing.assert_array_equal(z, [-5, -6])
+    with pytest.raises(ModelError, match="failed to run"):
+        session.bound({**FEEDS, "x": np.zeros((3, 5), np.float32)})()
+
+
+class Watched:
+    """A session whose bindings are kept."""
+
+    def __init__(self, session, bindings, make) -> None:
+        self._session, self._bindings, self._make = session, bindings, make
+
+    def io_binding(self):
+        self._bindings.append(self._make())
+        return self._bindings[-1]
+
+    def run_with_iobinding(self, binding) -> None:
+        self._session.run_with_iobinding(binding)
+
+
+def test_graphs_want_outputs_of_fixed_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.session, "DEVICES", {"cpu": "cpu"})
+    recorded = property(lambda _: True)
+    monkeypatch.setattr(Target, "graphs", recorded)
+    with pytest.raises(OptionError, match=r"enable_cuda_graph needs outputs of fixed sizes, and 'y'.*'N', 4"):
+        Session(ADD).bound(FEEDS)
+    x = np.ones((1, 3, 4, 4), np.float32)
+    Session(conv_model()).bound({"x": x})()
 
 
 def test_a_pool_is_parallel(monkeypatch: pytest.MonkeyPatch) -> None:

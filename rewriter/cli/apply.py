@@ -12,6 +12,7 @@ from rewriter.cli.options import (
     evaluation,
     max_drift,
     min_speedup,
+    provider_option,
     quiet,
     report,
     shapes,
@@ -63,6 +64,7 @@ Exit status:
 )
 @min_speedup("A gate: write a model only if it is at least so many times as fast.  [default: none]")
 @click.option("--provider", help="ONNX Runtime's execution provider.  [default: the plan's]")
+@provider_option
 @threads("the plan's")
 @click.option(
     "--batch",
@@ -87,6 +89,7 @@ def apply(
     output: Path,
     max_drift: dict[str, float],
     shapes: dict[str, tuple[int, ...]],
+    provider_options: dict[str, str],
     quiet: bool,
     **options: Any,
 ) -> int:
@@ -107,6 +110,7 @@ def apply(
             output=output,
             max_drift=max_drift or None,
             shapes=shapes or None,
+            provider_options=provider_options or None,
             progress=progress,
             **options,
         )

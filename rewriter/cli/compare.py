@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from rewriter.cli.options import batch, max_drift, min_speedup, provider, quiet, report, seed, shapes, threads
+from rewriter.cli.options import (
+    batch,
+    max_drift,
+    min_speedup,
+    provider,
+    provider_option,
+    quiet,
+    report,
+    seed,
+    shapes,
+    threads,
+)
 from rewriter.cli.show import drawn_progress, show
 from rewriter.cli.status import UNMET
 
@@ -51,6 +62,7 @@ Exit status:
     help="Where the outputs differ, say after which node the two first part.",
 )
 @provider
+@provider_option
 @threads()
 @batch
 @shapes()

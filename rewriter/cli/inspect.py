@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from rewriter.cli.options import batch, provider, shapes, threads
+from rewriter.cli.options import batch, provider, provider_option, shapes, threads
 
 _EPILOG = """\
 \b
@@ -31,6 +31,7 @@ Exit status:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--profile", is_flag=True, help="Run the model, too, and say where its time goes.")
 @provider
+@provider_option
 @threads()
 @batch
 @shapes()

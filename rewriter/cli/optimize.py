@@ -16,6 +16,7 @@ from rewriter.cli.options import (
     min_speedup,
     number,
     provider,
+    provider_option,
     quiet,
     report,
     seed,
@@ -95,6 +96,7 @@ Exit status:
 )
 @click.option("--exclude", multiple=True, metavar="NODE", help="Leave this node as it is. Repeatable.")
 @provider
+@provider_option
 @threads()
 @batch
 @shapes()

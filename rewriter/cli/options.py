@@ -30,6 +30,14 @@ def budget(text: str) -> tuple[str, float]:
     return name, number(value)
 
 
+def setting(text: str) -> tuple[str, str]:
+    """`KEY=VALUE` as a pair; the first `=` counts."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise click.BadParameter(f"'{text}' is not of the form KEY=VALUE, such as use_tf32=0")
+    return name, value
+
+
 def shape(text: str) -> tuple[str, tuple[int, ...]]:
     """`NAME:SIZES` as a pair; the last `:` counts, since a name may hold it too."""
     name, _, sizes = text.rpartition(":")
@@ -91,6 +99,17 @@ def min_speedup(meaning: str) -> Option:
 
 provider = click.option(
     "--provider", default="cpu", show_default=True, help="ONNX Runtime's execution provider."
+)
+
+
+provider_option = click.option(
+    "--provider-option",
+    "provider_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    type=setting,
+    callback=once,
+    help="An option of the provider itself, as deployed: use_tf32=0. Repeatable.",
 )
 
 

@@ -74,6 +74,7 @@ class SavedPlan:
         passes: The names of the passes that were tried.
         seed: Splits the samples and draws patches and gradients.
         provider: The execution provider that the model was to run on.
+        provider_options: The provider's own options.
         threads: Threads of one operator there; None is ONNX Runtime's own default.
         batch: The batch size to be fast at.
         shapes: Sizes of inputs to be fast at, by input name, where they were given.
@@ -89,6 +90,7 @@ class SavedPlan:
     passes: tuple[str, ...]
     seed: int
     provider: str
+    provider_options: Mapping[str, str]
     threads: int | None
     batch: int
     shapes: Mapping[str, Ints]
@@ -121,6 +123,7 @@ def record(
         passes=tuple(passes),
         seed=seed,
         provider=target.provider,
+        provider_options=dict(target.options),
         threads=target.threads,
         batch=batch,
         shapes={name: tuple(shape) for name, shape in shapes.items()},

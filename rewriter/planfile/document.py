@@ -31,6 +31,7 @@ def to_json(plan: SavedPlan) -> str:
         "passes": list(plan.passes),
         "seed": plan.seed,
         "provider": plan.provider,
+        "provider_options": dict(plan.provider_options),
         "threads": plan.threads,
         "batch": plan.batch,
         "shapes": {name: list(plan.shapes[name]) for name in sorted(plan.shapes)},
@@ -77,6 +78,7 @@ def read(path: str | os.PathLike[str]) -> SavedPlan:
 
 def _plan(given: Fields) -> SavedPlan:
     shapes, exact = given.object("shapes"), given.flag("exact")
+    options = given.object("provider_options")
     return SavedPlan(
         tool=given.text("tool"),
         model=given.text("model"),
@@ -84,6 +86,7 @@ def _plan(given: Fields) -> SavedPlan:
         passes=given.texts("passes"),
         seed=given.count("seed", 0),
         provider=given.text("provider"),
+        provider_options={name: options.text(name) for name in options.names()},
         threads=given.count("threads", 1) if "threads" in given else None,
         batch=given.count("batch", 1),
         shapes={name: shapes.counts(name, 1) for name in shapes.names()},
