@@ -214,6 +214,9 @@ def load(
     if target.provider in _POOLS and target.threads is not None:
         settings[0][_POOLS[target.provider]] = str(target.threads)
     settings[0].update(target.options)
+    if target.provider != "cpu":
+        # what fails in the library of a provider is logged before any session has options
+        ort.set_default_logger_severity(_LOG_FATAL)
     source = model if isinstance(model, bytes) else os.fspath(model)
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise ModelError(f"{label} is not a file; check the path")
