@@ -77,7 +77,8 @@ def optimize(
         frontier: Measure the whole trade-off of speed against drift, too, for the report.
         exact: Only rewrites that compute the same up to rounding. Nothing is fitted; without samples, random
             inputs judge.
-        passes: Names of the passes to try; all where None.
+        passes: Names of the passes to try, or with a minus before each (`["-winograd"]`) of those to leave
+            out; all where None.
         exclude: Names of nodes to leave alone.
         provider: The execution provider that the model will run on.
         provider_options: The provider's own options, as it is deployed, such as `{"use_tf32": "0"}`.

@@ -83,20 +83,28 @@ _USUAL: Final = (
 def named_passes(names: Sequence[str] | None, exact: bool = False, plain: bool = False) -> tuple["Pass", ...]:
     """The passes of those names, all where None; where asked for only exact ones, or plain convolutions.
 
+    With a minus before each name it is all but those.
+
     Raises:
-        OptionError: There is no such pass, or it is not exact or not of plain convolutions.
+        OptionError: There is no such pass, or it is not exact or not of plain convolutions; or only some
+            names have a minus.
     """
     known = {each.name: each for each in catalogue.PASSES}
-    for name in names or ():
+    left_out = {name[1:] for name in names or () if name.startswith("-")}
+    asked = [name for name in names or () if not name.startswith("-")]
+    if asked and left_out:
+        raise OptionError(f"--passes {','.join(names or ())}: give passes to try, or to leave out, not both")
+    for name in (*asked, *sorted(left_out)):
         if name not in known:
             raise OptionError(f"unknown pass '{name}'; known are {', '.join(known)}")
+    for name in asked:
         if exact and not known[name].exact:
             raise OptionError(f"--passes {name}: it is not exact; leave it or --exact out")
         if plain and known[name].lowers:
             raise OptionError(
                 f"--passes {name}: its multiply-adds say too little to bound them; leave it or --max-macs out"
             )
-    wanted = known if names is None else names
+    wanted = asked or [name for name in known if name not in left_out]
     return tuple(
         each
         for name, each in known.items()

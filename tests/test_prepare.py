@@ -7,6 +7,7 @@ from graphs import model, random, run
 
 import rewriter
 from rewriter import graph, prepare
+from rewriter.errors import OptionError
 
 NORMED = """
 agraph (float[batch,3,32,32] x) => (float[batch,8,32,32] y) {
@@ -108,3 +109,17 @@ def test_norms_are_the_first_with_constant_statistics(rng):
     fed = text.replace("(float[batch,3,32,32] x)", "(float[batch,3,32,32] x, float[8] other)")
     weights = {name: value for name, value in _weights(rng).items() if name != "mean"}
     assert [norm.input for norm in graph.find_norms(model(fed, **weights), 3)] == ["g"]
+
+
+def test_passes_are_those_named_or_all_but_those() -> None:
+    def names(*given: str, **more: bool) -> set[str]:
+        return {each.name for each in prepare.named_passes(given or None, **more)}
+
+    everything = names()
+    assert names("tucker2", "winograd") == {"tucker2", "winograd"}
+    assert names("-tucker2", "-winograd") == everything - {"tucker2", "winograd"}
+    assert names("-winograd", exact=True) == names(exact=True) - {"winograd"}
+    assert "winograd" not in names("-tucker2", plain=True)
+    for given, says in ((("-tucker2", "winograd"), "not both"), (("-tucker",), "unknown pass 'tucker'")):
+        with pytest.raises(OptionError, match=says):
+            names(*given)

@@ -92,7 +92,7 @@ Exit status:
     "--passes",
     metavar="A,B",
     callback=listed,
-    help="Try only these forms, such as spatial_svd,tucker2.  [default: all]",
+    help="Try only these forms, such as spatial_svd,tucker2, or all but these: -winograd.  [default: all]",
 )
 @click.option("--exclude", multiple=True, metavar="NODE", help="Leave this node as it is. Repeatable.")
 @provider
