@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from rewriter import fitting, graph, planfile, prepare, runtime
+from rewriter import fitting, graph, planfile, prepare, refit, runtime
 from rewriter.adjoint import output_metrics
 from rewriter.conv import Ints
 from rewriter.errors import SampleError
@@ -122,7 +122,19 @@ def apply(
         fit = prepare.drawn(samples.fit, saved.samples, seed)
         batches, fitted = prepare.fitting_batches(fit), len(fit)
         metrics = output_metrics(base, matched.sites, batches, seed, calm, progress, saved.gradients)
-        rewrites = fitting.refit(base, matched.chosen, passes, batches, metrics.weights, seed, calm, progress)
+        chosen = [site for site, _ in matched.chosen]
+        staying = [site for site in matched.sites if site not in chosen]
+        rewrites = refit.refit(
+            base,
+            matched.chosen,
+            passes,
+            batches,
+            metrics.weights,
+            seed,
+            calm,
+            progress,
+            staying=staying,
+        )
         remarks = (*matched.remarks, *metrics.remarks)
 
     made = _plan(sites, in_shapes, matched.chosen, rewrites)

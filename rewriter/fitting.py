@@ -1,6 +1,6 @@
-"""Passes and metrics -> rewrites: the survey of every candidate, and the refit of the chosen ones."""
+"""Passes and metrics -> rewrites: the survey of every candidate, fitted to the original network."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rewriter import calibration, linalg
-from rewriter.calibration import Joint, Walk
+from rewriter.calibration import Walk
 from rewriter.conv import Array, Conv, Grid, Ints, Refusal, Rewrite
 from rewriter.errors import PlanError
 from rewriter.graph import Model, Site
@@ -29,15 +29,6 @@ _WORST_ERROR = 0.7
 # Values in a patch above which the fits of a site run one after the other: each holds several matrices of
 # their square.
 _LARGE = 2500
-# Ridges towards the original kernel, relative to the mean eigenvalue of the patch covariance.
-_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
-# Of the samples, what the strength of the ridge is judged on.
-_HELD = 0.25
-# Of rewrites that may be needed again so much is kept.
-_KEPT_BYTES = 1 << 28
-
-Prefix = tuple[tuple[Hashable, ...], ...]
-"""The sites up to one, by name, with what they become."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +105,7 @@ def _site(
     if not willing:
         return Survey(site, tuple(candidates), tuple(refusals), None, 0.0)
     positions = calibration.draw(site.conv, [batch.shape for batch in inputs], seed)
-    metric = _metric(calibration.moments(site.conv, inputs, positions), weights)
+    metric = site_metric(calibration.moments(site.conv, inputs, positions), weights)
     metric.root  # noqa: B018 - made here once, not in every thread
 
     def fit(job: tuple["Pass", Sequence[Ints]]) -> tuple[list[Candidate], Rewrite | None, float]:
@@ -175,10 +166,10 @@ def exact_rewrites(
     """The chosen rewrites of exact passes, the kernels as they were, in tiles where the candidate is."""
     by_name = {each.name: each for each in passes}
     with linalg.one_blas_thread():
-        return [(site, _rewrite(site, form, by_name, site.conv, _unseen(site.conv))) for site, form in chosen]
+        return [(site, in_form(site, form, by_name, site.conv, _unseen(site.conv))) for site, form in chosen]
 
 
-def _rewrite(site: Site, form: Form, passes: Mapping[str, "Pass"], conv: Conv, metric: Metric) -> Rewrite:
+def in_form(site: Site, form: Form, passes: Mapping[str, "Pass"], conv: Conv, metric: Metric) -> Rewrite:
     """A convolution in the form that was chosen for a site.
 
     Raises:
@@ -251,145 +242,6 @@ def skeleton(rewrite: Rewrite) -> Rewrite:
     )
 
 
-class Fitted:
-    """Rewrites by what was chosen up to their site, on which they depend alone; of many the latest are kept.
-
-    Plans of a search are alike: what they begin with need not be fitted anew.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[Prefix, Rewrite] = {}
-        self._bytes = 0
-
-    def get(self, key: Prefix) -> Rewrite | None:
-        """The rewrite of the last of these sites, if it was kept."""
-        return self._kept.get(key)
-
-    def add(self, key: Prefix, rewrite: Rewrite) -> None:
-        """Keeps a rewrite as long as there is room."""
-        self._kept[key] = rewrite
-        self._bytes += rewrite.held_bytes
-        while self._bytes > _KEPT_BYTES:
-            oldest = next(iter(self._kept))
-            self._bytes -= self._kept.pop(oldest).held_bytes
-
-
-def refit(
-    model: Model,
-    chosen: Sequence[tuple[Site, Form]],
-    passes: Sequence["Pass"],
-    batches: Sequence[Feeds],
-    weights: Mapping[str, Array],
-    seed: int,
-    target: Target,
-    progress: Progress,
-    fitted: Fitted | None = None,
-) -> list[tuple[Site, Rewrite]]:
-    """The chosen rewrites fitted front to back: inputs from the rewritten network, targets from the original.
-
-    Each site repairs what the sites before it left wrong as far as its form can (the asymmetric
-    reconstruction of Zhang et al. 2015, section 3.3). In front of a residual Add the target is what makes the
-    sum right (He et al. 2017, section 3.3).
-
-    Args:
-        model: The original.
-        chosen: Sites in the order of the graph with their forms.
-        passes: Where to look the forms' passes up by name.
-        batches: Samples to fit to.
-        weights: The output side of the sites' metrics, by site name; the identity for those left out.
-        seed: Draws the patches.
-        target: Where to run the model.
-        progress: Told after every site.
-        fitted: What was fitted before with all else the same, and takes what is fitted now.
-    """
-    fitted = Fitted() if fitted is None else fitted
-    by_name = {each.name: each for each in passes}
-    sites = [site for site, _ in chosen]
-    original, rewritten = Walk(model, sites, batches, target), Walk(model, sites, batches, target)
-    done: list[tuple[Site, Rewrite]] = []
-    so_far: Prefix = ()
-    with linalg.one_blas_thread():
-        for index, (site, form) in enumerate(chosen):
-            outputs = calibration.apply(Rewrite(((site.conv,),)), original.inputs(), target)
-            inputs = rewritten.inputs()
-            so_far = (*so_far, (site.name, form.pass_name, form.rank, form.lowerings))
-            if (rewrite := fitted.get(so_far)) is None:
-                wanted = _with_shortcut(site, outputs, original, rewritten)
-                assert form.pass_name is not None
-                each = by_name[form.pass_name]
-                # what is read off the zeros and ranks of a kernel is not there in another one
-                ridges = () if each.exact and not each.lowers else _RIDGES
-                conv, metric = _retarget(site.conv, inputs, wanted, weights.get(site.name), seed, ridges)
-                rewrite = _rewrite(site, form, by_name, conv, metric)
-                fitted.add(so_far, rewrite)
-            done.append((site, rewrite))
-            original.provide(outputs)
-            rewritten.provide(calibration.apply(rewrite, inputs, target))
-            progress("refitting", index + 1, len(chosen))
-    return done
-
-
-def _with_shortcut(site: Site, outputs: list[Array], original: Walk, rewritten: Walk) -> list[Array]:
-    """The outputs wanted of a site: its own, and in front of an Add what its rewritten shortcut lacks."""
-    if site.shortcut is None:
-        return outputs
-    right, wrong = original.tensor(site.shortcut), rewritten.tensor(site.shortcut)
-    if right is None or wrong is None or right[0].shape != outputs[0].shape:
-        return outputs
-    return [y + (s - t) for y, s, t in zip(outputs, right, wrong, strict=True)]
-
-
-def _retarget(
-    conv: Conv,
-    inputs: Sequence[Array],
-    wanted: Sequence[Array],
-    weights: Array | None,
-    seed: int,
-    ridges: Sequence[float],
-) -> tuple[Conv, Metric]:
-    """The convolution that best makes the wanted outputs from the given inputs, and the metric to fit it by.
-
-    M = W + (C_yx - W C)(C + λI)⁻¹, shrunk towards W by λ, the strength (or M = W) chosen on held samples; M =
-    W where there is none to choose from.
-    """
-    positions = calibration.draw(conv, [batch.shape for batch in inputs], seed)
-    held = max(1, round(_HELD * len(inputs))) if len(inputs) > 1 and ridges else 0
-    fit = calibration.joint(conv, inputs[held:], wanted[held:], positions[held:])
-    if held == 0:
-        return _with_mean(conv, conv.matrix, fit), _metric(fit.input, weights)
-    hold = calibration.joint(conv, inputs[:held], wanted[:held], positions[:held])
-    best = np.asarray(conv.matrix, np.float64)
-    least = _held_error(best, fit, hold)
-    lacking = fit.cross - best @ fit.input.covariance
-    scale = np.trace(fit.input.covariance, axis1=1, axis2=2) / fit.input.covariance.shape[1]
-    for ridge in ridges:
-        step = np.stack(
-            [
-                linalg.ridge_solve(c, d.T, ridge * s).T
-                for c, d, s in zip(fit.input.covariance, lacking, scale, strict=True)
-            ]
-        )
-        trial = conv.matrix + step
-        error = _held_error(trial, fit, hold)
-        if error < least:
-            best, least = trial, error
-    return _with_mean(conv, best, fit), _metric(fit.input, weights)
-
-
-def _metric(moments: Moments, weights: Array | None) -> Metric:
+def site_metric(moments: Moments, weights: Array | None) -> Metric:
+    """The metric of a site's fits, its input side shrunk as far as the number of patches asks for."""
     return Metric(calibration.shrunk(moments), weights)
-
-
-def _with_mean(conv: Conv, matrix: Array, fit: Joint) -> Conv:
-    """A convolution with another kernel whose mean output is the wanted one."""
-    bias = fit.mean - np.einsum("gmk,gk->gm", matrix, fit.input.mean).reshape(-1)
-    return conv.with_(weight=matrix.reshape(conv.weight.shape), bias=bias)
-
-
-def _held_error(matrix: Array, fit: Joint, hold: Joint) -> float:
-    """Mean squared error on held samples, less the variance of the wanted output: no kernel changes that."""
-    spread = np.sum((matrix @ hold.input.covariance) * matrix) - 2 * np.sum(matrix * hold.cross)
-    drift = (hold.mean - fit.mean).reshape(matrix.shape[:2]) - np.einsum(
-        "gmk,gk->gm", matrix, hold.input.mean - fit.input.mean
-    )
-    return float(spread + np.sum(drift**2))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rewriter import fitting, graph, macs, network, planfile, prepare, rounding, runtime, search, table
+from rewriter import fitting, graph, macs, network, planfile, prepare, refit, rounding, runtime, search, table
 from rewriter.adjoint import output_metrics
 from rewriter.cache import Cache
 from rewriter.conv import Grid, Ints
@@ -188,14 +188,15 @@ def optimize(
 
     by_name = {site.name: site for site in sites}
 
-    fitted_before = fitting.Fitted()
+    fitted_before = refit.Fitted()
 
     def build(plan: Plan) -> Rewrites:
         chosen = [(by_name[candidate.site], candidate) for candidate in plan.rewritten]
         if exact:
             return fitting.exact_rewrites(chosen, chosen_passes)
-        return fitting.refit(
-            base, chosen, chosen_passes, batches, weights, seed, calm, progress, fitted_before
+        staying = [by_name[each.site] for each in plan.chosen if each.pass_name is None]
+        return refit.refit(
+            base, chosen, chosen_passes, batches, weights, seed, calm, progress, fitted_before, staying
         )
 
     def usage(rewrites: Rewrites) -> float:

@@ -14,6 +14,7 @@ from rewriter.errors import OutputError
 from rewriter.graph import Model
 from rewriter.profile import elsewhere
 from rewriter.report import Point, Report, SiteReport, check_path, rendered
+from rewriter.report.words import plural
 from rewriter.search import Round, Trial
 from rewriter.verdict import Ending, Job
 
@@ -112,9 +113,13 @@ def told(
 ) -> Report:
     """All that is known of a run; `base` is the original with its exact steps done."""
     improved = ending.accepted is not None
-    steps = (
+    steps: tuple[str, ...] = (
         () if base is job.original else (f"{len(job.original.pinned)} weights are no longer graph inputs",)
     )
+    if ending.accepted is not None and (
+        repaired := len(ending.accepted.rewrites) - len(ending.accepted.plan.rewritten)
+    ):
+        steps += (f"{plural(repaired, 'other convolution')} refitted to what the rewritten ones give",)
     away: tuple[str, ...] = ()
     if ending.model is not None:
         away = elsewhere(ending.model, job.feeds, job.target, "the rewritten model")

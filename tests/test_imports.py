@@ -23,7 +23,7 @@ TIERS = (
     {"graph", "runtime", "_worker"},
     {"_measures", "adjoint", "budget", "calibration", "drift", "latency", "meter"},
     {"limits", "plan"},
-    {"fitting", "judge", "macs", "network", "parting", "prepare", "search", "sensitivity", "table"},
+    {"fitting", "refit", "judge", "macs", "network", "parting", "prepare", "search", "sensitivity", "table"},
     {"profile", "rounding"},
     {"report"},
     {"frontier", "verdict"},

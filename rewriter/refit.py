@@ -1,0 +1,237 @@
+"""The chosen rewrites fitted to the network as already rewritten, and the sites that stay repaired to it."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rewriter import calibration, fitting, linalg
+from rewriter.calibration import Joint, Walk
+from rewriter.conv import Array, Conv, Rewrite
+from rewriter.graph import Model, Site
+from rewriter.plan import Form
+from rewriter.progress import Progress
+from rewriter.runtime import Target
+from rewriter.samples import Feeds
+
+if TYPE_CHECKING:
+    from passes.base import Pass
+
+# Ridges towards the original kernel, relative to the mean eigenvalue of the patch covariance.
+_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+# Of the samples, what the strength of the ridge is judged on.
+_HELD = 0.25
+# Sites that stay are repaired where a patch has at most so many values: beyond, that takes longer than the
+# fits of many a form.
+_REPAIRED = 2500
+# Of rewrites that may be needed again so much is kept.
+_KEPT_BYTES = 1 << 28
+
+Prefix = tuple[tuple[Hashable, ...], ...]
+"""The sites up to one, by name, with what they become."""
+
+
+class Fitted:
+    """Rewrites by what was chosen up to their site, on which they depend alone; of many the latest are kept.
+
+    Plans of a search are alike: what they begin with need not be fitted anew.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Prefix, Rewrite] = {}
+        self._bytes = 0
+
+    def get(self, key: Prefix) -> Rewrite | None:
+        """The rewrite of the last of these sites, if it was kept."""
+        return self._kept.get(key)
+
+    def add(self, key: Prefix, rewrite: Rewrite) -> None:
+        """Keeps a rewrite as long as there is room."""
+        self._kept[key] = rewrite
+        self._bytes += rewrite.held_bytes
+        while self._bytes > _KEPT_BYTES:
+            oldest = next(iter(self._kept))
+            self._bytes -= self._kept.pop(oldest).held_bytes
+
+
+def refit(
+    model: Model,
+    chosen: Sequence[tuple[Site, Form]],
+    passes: Sequence["Pass"],
+    batches: Sequence[Feeds],
+    weights: Mapping[str, Array],
+    seed: int,
+    target: Target,
+    progress: Progress,
+    fitted: Fitted | None = None,
+    staying: Sequence[Site] = (),
+) -> list[tuple[Site, Rewrite]]:
+    """The chosen rewrites fitted front to back: inputs from the rewritten network, targets from the original.
+
+    Each site repairs what the sites before it left wrong as far as its form can (the asymmetric
+    reconstruction of Zhang et al. 2015, section 3.3). In front of a residual Add the target is what makes the
+    sum right (He et al. 2017, section 3.3). So do the sites that stay one Conv, where held samples confirm
+    that a refitted kernel comes nearer: it takes no longer.
+
+    Args:
+        model: The original.
+        chosen: Sites in the order of the graph with their forms.
+        passes: Where to look the forms' passes up by name.
+        batches: Samples to fit to.
+        weights: The output side of the sites' metrics, by site name; the identity for those left out.
+        seed: Draws the patches.
+        target: Where to run the model.
+        progress: Told after every site.
+        fitted: What was fitted before with all else the same, and takes what is fitted now.
+        staying: Sites that stay as they are but for their weights.
+
+    Returns:
+        The chosen sites with their rewrites and, among them in the order of the graph, those that stay with
+        the Conv that repairs them.
+    """
+    fitted = Fitted() if fitted is None else fitted
+    by_name = {each.name: each for each in passes}
+    jobs = _jobs(chosen, staying)
+    sites = [site for site, _ in jobs]
+    original, rewritten = Walk(model, sites, batches, target), Walk(model, sites, batches, target)
+    done: list[tuple[Site, Rewrite]] = []
+    so_far: Prefix = ()
+    with linalg.one_blas_thread():
+        for index, (site, form) in enumerate(jobs):
+            as_it_is = Rewrite(((site.conv,),))
+            before, inputs = original.inputs(), rewritten.inputs()
+            outputs = calibration.apply(as_it_is, before, target)
+            what = () if form is None else (form.pass_name, form.rank, form.lowerings)
+            so_far = (*so_far, (site.name, *what))
+            if (rewrite := fitted.get(so_far)) is None:
+                wanted = _with_shortcut(site, outputs, original, rewritten)
+                if form is not None:
+                    rewrite = _refitted(site, form, by_name, inputs, wanted, weights.get(site.name), seed)
+                elif wanted is outputs and all(map(np.array_equal, inputs, before)):
+                    rewrite = as_it_is
+                else:
+                    rewrite = _repaired(as_it_is, inputs, wanted, seed)
+                fitted.add(so_far, rewrite)
+            if form is not None or rewrite.branches != as_it_is.branches:
+                done.append((site, rewrite))
+            original.provide(outputs)
+            rewritten.provide(calibration.apply(rewrite, inputs, target))
+            progress("refitting", index + 1, len(jobs))
+    return done
+
+
+def _jobs(chosen: Sequence[tuple[Site, Form]], staying: Sequence[Site]) -> list[tuple[Site, Form | None]]:
+    """Every site that is fitted, in the order of the graph; nothing in front of the first form is wrong."""
+    first = min((site.nodes[0] for site, _ in chosen), default=0)
+    others = [
+        (site, None)
+        for site in staying
+        if chosen and site.nodes[0] > first and site.conv.matrix.shape[2] <= _REPAIRED
+    ]
+    return sorted([*chosen, *others], key=lambda job: job[0].nodes[0])
+
+
+def _refitted(
+    site: Site,
+    form: Form,
+    passes: Mapping[str, "Pass"],
+    inputs: Sequence[Array],
+    wanted: Sequence[Array],
+    weights: Array | None,
+    seed: int,
+) -> Rewrite:
+    """A site in its form, as what makes the wanted outputs best."""
+    assert form.pass_name is not None
+    each = passes[form.pass_name]
+    # what is read off the zeros and ranks of a kernel is not there in another one
+    ridges = () if each.exact and not each.lowers else _RIDGES
+    found = _retarget(site.conv, inputs, wanted, seed, ridges)
+    return fitting.in_form(site, form, passes, found.conv, fitting.site_metric(found.fit.input, weights))
+
+
+def _repaired(as_it_is: Rewrite, inputs: Sequence[Array], wanted: Sequence[Array], seed: int) -> Rewrite:
+    """A site that stays one Conv, with the kernel that makes the wanted outputs best, or its own."""
+    ((conv,),) = as_it_is.branches
+    found = _retarget(conv, inputs, wanted, seed, _RIDGES)
+    if found.hold is None or found.error >= _untouched_error(conv, found.hold):
+        return as_it_is
+    return Rewrite(((found.conv,),))
+
+
+def _with_shortcut(site: Site, outputs: list[Array], original: Walk, rewritten: Walk) -> list[Array]:
+    """The outputs wanted of a site: its own, and in front of an Add what its rewritten shortcut lacks."""
+    if site.shortcut is None:
+        return outputs
+    right, wrong = original.tensor(site.shortcut), rewritten.tensor(site.shortcut)
+    if right is None or wrong is None or right[0].shape != outputs[0].shape:
+        return outputs
+    return [y + (s - t) for y, s, t in zip(outputs, right, wrong, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Target:
+    """A convolution to be fitted to, what it was found on, and its error on held samples."""
+
+    conv: Conv
+    fit: Joint
+    hold: Joint | None = None
+    error: float = 0.0
+
+
+def _retarget(
+    conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array], seed: int, ridges: Sequence[float]
+) -> _Target:
+    """The convolution that best makes the wanted outputs from the given inputs.
+
+    M = W + (C_yx - W C)(C + λI)⁻¹, shrunk towards W by λ, the strength (or M = W) chosen on held samples; M =
+    W where there is none to choose from.
+    """
+    positions = calibration.draw(conv, [batch.shape for batch in inputs], seed)
+    held = max(1, round(_HELD * len(inputs))) if len(inputs) > 1 and ridges else 0
+    fit = calibration.joint(conv, inputs[held:], wanted[held:], positions[held:])
+    if held == 0:
+        return _Target(_with_mean(conv, conv.matrix, fit), fit)
+    hold = calibration.joint(conv, inputs[:held], wanted[:held], positions[:held])
+    best = np.asarray(conv.matrix, np.float64)
+    least = _held_error(best, fit, hold)
+    lacking = fit.cross - best @ fit.input.covariance
+    scale = np.trace(fit.input.covariance, axis1=1, axis2=2) / fit.input.covariance.shape[1]
+    for ridge in ridges:
+        step = np.stack(
+            [
+                linalg.ridge_solve(c, d.T, ridge * s).T
+                for c, d, s in zip(fit.input.covariance, lacking, scale, strict=True)
+            ]
+        )
+        trial = conv.matrix + step
+        error = _held_error(trial, fit, hold)
+        if error < least:
+            best, least = trial, error
+    return _Target(_with_mean(conv, best, fit), fit, hold, least)
+
+
+def _with_mean(conv: Conv, matrix: Array, fit: Joint) -> Conv:
+    """A convolution with another kernel whose mean output is the wanted one."""
+    bias = fit.mean - np.einsum("gmk,gk->gm", matrix, fit.input.mean).reshape(-1)
+    return conv.with_(weight=matrix.reshape(conv.weight.shape), bias=bias)
+
+
+def _held_error(matrix: Array, fit: Joint, hold: Joint) -> float:
+    """Mean squared error on held samples, less the variance of the wanted output: no kernel changes that.
+
+    The bias is the one that `_with_mean` gives.
+    """
+    offset = fit.mean - np.einsum("gmk,gk->gm", matrix, fit.input.mean).reshape(-1)
+    return _error(matrix, offset, hold)
+
+
+def _untouched_error(conv: Conv, hold: Joint) -> float:
+    """The same of a convolution as it is."""
+    return _error(conv.matrix, np.zeros(conv.out_channels) if conv.bias is None else conv.bias, hold)
+
+
+def _error(matrix: Array, bias: Array, hold: Joint) -> float:
+    spread = np.sum((matrix @ hold.input.covariance) * matrix) - 2 * np.sum(matrix * hold.cross)
+    offset = hold.mean - bias - np.einsum("gmk,gk->gm", matrix, hold.input.mean).reshape(-1)
+    return float(spread + np.sum(offset**2))
