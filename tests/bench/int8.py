@@ -46,10 +46,12 @@ class Reader(CalibrationDataReader):
 
 def quantised(model, case):
     """The model with static int8 quantization, as bytes."""
+    copy = onnx.ModelProto()  # the tool moves the weights of what it is given into files
+    copy.CopyFrom(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "int8.onnx")
         quantize_static(
-            model,
+            copy,
             path,
             Reader(case),
             quant_format=QuantFormat.QDQ,
