@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rewriter import graph, latency, parting, prepare, runtime, sources
+from rewriter import graph, latency, parting, prepare, runtime
 from rewriter.conv import Ints
 from rewriter.drift import Drift
 from rewriter.graph import Model
@@ -11,12 +11,13 @@ from rewriter.judge import Judge
 from rewriter.latency import Latency
 from rewriter.limits import Limits
 from rewriter.outcome import Wanted
+from rewriter.parts import Given, Preprocessing, noise
 from rewriter.profile import elsewhere
 from rewriter.progress import Progress, silent
 from rewriter.report import Comparison, Gate, Report
 from rewriter.runtime import Session, Target
 from rewriter.samples import Samples
-from rewriter.sources import Source
+from rewriter.sources import Source, load
 from rewriter.verdict import gate_of, told_drift, told_gates
 
 # Relative L2 drift up to which outputs are called equal: what two orders of summation differ by.
@@ -28,6 +29,7 @@ def compare(
     after: graph.Source,
     evaluation: Source | None = None,
     *,
+    preprocess: Preprocessing | None = None,
     max_drift: Mapping[str, float] | None = None,
     min_speedup: float | None = None,
     provider: str = "cpu",
@@ -49,8 +51,9 @@ def compare(
         before: The model to compare with: a path, the bytes of a file, or an `onnx.ModelProto`.
         after: The other one; its inputs and outputs have the same names and types, and sizes that fit.
         evaluation: Samples, with targets where there are any: a path to an `.npz` keyed by input name, a
-            `script.py:function` that yields feeds, an iterable of feeds, or a callable that returns one.
-            Random inputs where None.
+            `script.py:function` that yields feeds, or whatever else `optimize` takes. Random inputs where
+            None.
+        preprocess: As for `optimize`.
         max_drift: The most of each measure that is allowed, by name (see `rewriter.drift`).
         min_speedup: What `after` must be faster by, at 99.9 % confidence.
         provider: The execution provider.
@@ -73,11 +76,12 @@ def compare(
     progress = progress or silent
     target = Target(provider, threads, options=tuple((provider_options or {}).items()))
     runtime.check_provider(provider)
+    given = Given.of(None, evaluation, preprocess)
     wanted = Wanted(reports=reports)
     wanted.check([before, after, evaluation])
     first, second = graph.load(before), graph.load(after)
     both = graph.common_interface(first, second)
-    samples, remarks = _samples(both, evaluation, shapes or {}, seed)
+    samples, remarks = _samples(both, given, shapes or {}, seed)
     feeds = prepare.deployed_feeds(both, samples, batch, shapes or {})
     for model in (first, second):
         Session(model.bytes, target, model.label).run(feeds)
@@ -134,6 +138,7 @@ def compare(
         ),
         environment=runtime.versions(),
         settings={
+            "preprocess": given.preprocessing,
             "max-drift": dict(max_drift or {}),
             "min-speedup": min_speedup,
             "provider": provider,
@@ -145,23 +150,20 @@ def compare(
             "locate": locate,
         },
         comparison=comparison,
+        notes=samples.notes,
     )
     wanted.write(report, None)
     return report
 
 
 def _samples(
-    model: Model, evaluation: Source | None, shapes: Mapping[str, Ints], seed: int
+    model: Model, given: Given, shapes: Mapping[str, Ints], seed: int
 ) -> tuple[Samples, tuple[str, ...]]:
-    """What to judge by, and what to say of it."""
-    if evaluation is not None:
-        return sources.load(evaluation, model.inputs, what="evaluation"), ()
-    _, _, samples, told_of = prepare.random_samples(graph.with_shapes(model, shapes), shapes, seed)
-    remark = (
-        f"no samples were given; in their place random inputs, {told_of}: "
-        "drift on noise says little of drift on real inputs, give some with --evaluation"
-    )
-    return samples, (remark,)
+    """What to judge by, and what a report warns of."""
+    if given.evaluation is not None:
+        return load(given.evaluation, model.inputs, what="evaluation", preprocess=given.preprocess), ()
+    samples, told = prepare.random_samples(graph.with_shapes(model, shapes), shapes, seed)
+    return samples, (noise(told, "--evaluation"),)
 
 
 def _verdict(found: Comparison, gates: Sequence[Gate], drift: Drift, timing: Latency) -> str:

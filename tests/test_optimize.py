@@ -20,6 +20,7 @@ from rewriter import latency as latencies
 from rewriter.cache import FOLDER_VARIABLE
 from rewriter.cli import status
 from rewriter.errors import OptionError, OutputError
+from rewriter.parts import Given, parts
 from rewriter.sources import load
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -144,7 +145,7 @@ def test_the_report_adds_up(network, samples):
 
 def test_the_gates_hold_on_samples_that_had_no_part(network, samples):
     found = optimize(network, samples)
-    final = prepare.split_samples(graph.load(network), [{"x": samples}], None, 0)[2]
+    final = parts(graph.load(network), Given([{"x": samples}]), {}, 0).final
     batch = {"x": np.concatenate([feeds["x"] for feeds in final.feeds])}
     before, after = outputs(network, batch), outputs(found.model, batch)
     (gate,) = found.report.gates
@@ -160,13 +161,17 @@ def test_sample_parts_are_disjoint_and_complete(network, samples):
     def told(part):
         return {feeds["x"].tobytes() for feeds in part.feeds}
 
-    parts = prepare.split_samples(model, [{"x": samples}], None, 3)
-    assert [len(part) for part in parts] == [36, 12, 12]
-    assert set.union(*map(told, parts)) == {sample[None].tobytes() for sample in samples}
-    fit, choosing, final = prepare.split_samples(model, [{"x": samples[:20]}], [{"x": samples[20:]}], 3)
+    def three(*given):
+        found = parts(model, Given(*given), {}, 3)
+        return found.fit, found.choosing, found.final
+
+    split = three([{"x": samples}])
+    assert [len(part) for part in split] == [36, 12, 12]
+    assert set.union(*map(told, split)) == {sample[None].tobytes() for sample in samples}
+    fit, choosing, final = three([{"x": samples[:20]}], [{"x": samples[20:]}])
     assert (len(fit), len(choosing), len(final)) == (20, 20, 20)
     assert not told(fit) & told(choosing) | told(choosing) & told(final) | told(fit) & told(final)
-    for part, other in zip(parts, prepare.split_samples(model, [{"x": samples}], None, 3), strict=True):
+    for part, other in zip(split, three([{"x": samples}]), strict=True):
         assert told(part) == told(other)
 
 

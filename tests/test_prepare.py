@@ -8,6 +8,7 @@ from graphs import model, random, run
 import rewriter
 from rewriter import graph, prepare
 from rewriter.errors import OptionError
+from rewriter.parts import Given, parts
 
 NORMED = """
 agraph (float[batch,3,32,32] x) => (float[batch,8,32,32] y) {
@@ -59,9 +60,9 @@ RANGES = [
 @pytest.mark.parametrize(("scaled", "name", "low", "high"), RANGES)
 def test_the_range_is_that_of_the_training(rng, scaled, name, low, high):
     found = _trained(rng, np.float32(scaled(_pictures(rng))))
-    *parts, told = prepare.random_samples(found, {}, 0)
+    drawn, told = prepare.random_samples(found, {}, 0)
     assert told == f"uniform values of {name}, as its BatchNormalizations expect"
-    values = np.concatenate([feeds["x"] for part in parts for feeds in part.feeds])
+    values = np.concatenate([feeds["x"] for feeds in drawn.feeds])
     assert values.dtype == np.float32
     assert low <= values.min() < low + 0.01 * (high - low)
     assert high - 0.01 * (high - low) < values.max() <= high
@@ -82,8 +83,9 @@ def test_a_range_that_is_none_of_the_usual_is_said_to_be(rng):
 
 
 def test_without_batch_normalization_values_are_normal(rng):
-    fit, choosing, final, told = prepare.random_samples(model(BARE, w=random(rng, 32, 32, 3, 3)), {}, 0)
-    assert told == "normal values of mean 0 and variance 1"
+    found = parts(model(BARE, w=random(rng, 32, 32, 3, 3)), Given(None), {}, 0)
+    fit, choosing, final = found.fit, found.choosing, found.final
+    assert found.remarks[0].endswith("random inputs, normal values of mean 0 and variance 1")
     values = np.concatenate([feeds["x"] for part in (choosing, final) for feeds in part.feeds])
     # the error of the variance of some 100,000 values is below a hundredth
     assert abs(values.mean()) < 0.02
