@@ -17,7 +17,7 @@ from rewriter.outcome import Result, Wanted, put_together, result, told
 from rewriter.parts import Given, Preprocessing, parts
 from rewriter.plan import Candidate, Plan
 from rewriter.planfile import SavedForm
-from rewriter.progress import Progress, silent
+from rewriter.progress import Progress, logged
 from rewriter.report import applied_reports
 from rewriter.runtime import Target
 from rewriter.search import Rewrites, Trial
@@ -83,7 +83,7 @@ def apply(
         ProviderError: The provider cannot be used here.
         OutputError: The output or a report cannot be written where it was asked for.
     """
-    progress = progress or silent
+    progress = logged(progress)
     saved = planfile.read(plan)
     if provider_options is None:
         provider_options = saved.provider_options if provider in (None, saved.provider) else {}

@@ -15,7 +15,7 @@ from rewriter.limits import Limits
 from rewriter.outcome import Result, Wanted, put_together, result, told
 from rewriter.parts import Given, Preprocessing, parts
 from rewriter.plan import Plan, choose, total_macs
-from rewriter.progress import Progress, silent
+from rewriter.progress import Progress, logged
 from rewriter.report import site_reports
 from rewriter.runtime import Target
 from rewriter.search import Rewrites, Trial
@@ -118,7 +118,7 @@ def optimize(
         ProviderError: The provider cannot be used here.
         OutputError: The output or a report cannot be written where it was asked for.
     """
-    progress = progress or silent
+    progress = logged(progress)
     target = Target(provider, threads, options=tuple((provider_options or {}).items()))
     runtime.check_provider(provider)
     limits = Limits(max_load, max_memory)

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import residual
 from interrupts import interrupt_at
+from PIL import Image
 
 import rewriter
 from rewriter import cli, graph, prepare, search
@@ -153,6 +154,34 @@ def test_the_gates_hold_on_samples_that_had_no_part(network, samples):
     assert gate.value == pytest.approx(np.linalg.norm(after - before) / np.linalg.norm(before), rel=1e-4)
     assert gate.passed
     assert gate.value <= 0.1
+
+
+def test_random_samples_stand_in_and_the_report_says_so(network):
+    options = {"passes": ("channel_svd",), "random_samples": 20, "max_drift": {"rel_l2": 0.9}}
+    report = rewriter.optimize(network, **options).report
+    assert report.samples == {"fit": 12, "choose": 4, "final": 4}
+    assert "drift on noise says little" in report.warnings[0]
+    assert report.settings["random-samples"] == 20
+
+
+def test_notes_on_images_are_in_the_report(files, rng):
+    for index in range(9):
+        path = files / "photos" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 12), dtype=np.uint8)).save(path)
+    text = """
+    agraph (float[N,1,16,12] image) => (float[N,8,16,12] y) {
+      [one] y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(image, w)
+    }
+    """
+    net = graphs.parse(text, w=graphs.random(rng, 8, 1, 3, 3))
+    report = rewriter.optimize(
+        net, files / "photos", preprocess={"scale": "1/255"}, passes=["channel_svd"]
+    ).report
+    assert report.notes[0].endswith(
+        "layout=NCHW, channels=gray, dtype=float32, as the model's input suggests"
+    )
+    assert report.settings["preprocess"] == {"scale": 1 / 255}
 
 
 def test_sample_parts_are_disjoint_and_complete(network, samples):

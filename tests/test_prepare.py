@@ -9,6 +9,7 @@ import rewriter
 from rewriter import graph, prepare
 from rewriter.errors import OptionError
 from rewriter.parts import Given, parts
+from rewriter.sources import Preprocess
 
 NORMED = """
 agraph (float[batch,3,32,32] x) => (float[batch,8,32,32] y) {
@@ -125,3 +126,26 @@ def test_passes_are_those_named_or_all_but_those() -> None:
     for given, says in ((("-tucker2", "winograd"), "not both"), (("-tucker",), "unknown pass 'tucker'")):
         with pytest.raises(OptionError, match=says):
             names(*given)
+
+
+def test_random_samples_on_request(rng):
+    found = parts(model(BARE, w=random(rng, 32, 32, 3, 3)), Given(None, random=10), {}, 0)
+    assert [len(part) for part in (found.fit, found.choosing, found.final)] == [6, 2, 2]
+    assert "drift on noise says little of drift on real inputs, give some with --calib" in found.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"calibration": "a.npz", "random": 10}, "--random-samples stands in for samples"),
+        ({"calibration": None, "evaluation": "a.npz", "random": 10}, "stands in for samples"),
+        ({"calibration": None, "random": 2}, "--random-samples 2: .* need at least 3"),
+        (
+            {"calibration": "a.npz", "preprocess": Preprocess(scale=1)},
+            "--preprocess is for folders of images",
+        ),
+    ],
+)
+def test_samples_that_exclude_each_other(given, words):
+    with pytest.raises(OptionError, match=words):
+        Given(**given)

@@ -200,7 +200,8 @@ def _factors(key: str, value: Any) -> tuple[float, ...]:
 
 def _size(key: str, value: Any) -> Size:
     try:
-        sizes = [int(str(each)) for each in _entries(value, "x")]
+        entries = _entries(value.replace("x", ",") if isinstance(value, str) else value, ",")
+        sizes = [int(str(each)) for each in entries]
     except ValueError:
         sizes = []
     if len(sizes) not in (1, 2) or min(sizes) < 1:
