@@ -16,14 +16,15 @@ The house, from the ground up; nothing imports what stands below it here:
     layers                what a layer is and costs, whatever its operator
     lowering              how one convolution becomes nodes
     samples               single samples, in batches and in disjoint parts
-    sources, cutting      what the user has, read and cut into them
     graph                 the only room that knows ONNX: load, find convolutions, splice rewrites in, save
     runtime               the only room that knows ONNX Runtime: sessions with pinned options
+    sources               what the user has, read and cut into samples
     calibration           the statistics of every convolution's input
     adjoint               how much the outputs care about each direction of a convolution's output
     drift, meter, budget, latency    what the gates measure, with confidence intervals
     limits                what loading and memory may come to, beside what was measured
     plan                  candidates, and the fastest choice of them within a budget
+    prepare, parts        options and samples made ready, or one line that says what is wrong
     judge                 models measured against the original, on samples kept for that
     parting               where two models part, tensor by tensor
     fitting, sensitivity, table      candidates fitted to the samples, what each costs in drift and in time

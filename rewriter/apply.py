@@ -10,14 +10,14 @@ from pathlib import Path
 from rewriter import fitting, graph, planfile, prepare, refit, runtime
 from rewriter.adjoint import output_metrics
 from rewriter.conv import Ints
-from rewriter.errors import SampleError
 from rewriter.graph import Site
 from rewriter.judge import Judge
 from rewriter.limits import Limits
 from rewriter.outcome import Result, Wanted, put_together, result, told
+from rewriter.parts import Given, Preprocessing, parts
 from rewriter.plan import Candidate, Plan
 from rewriter.planfile import SavedForm
-from rewriter.progress import Progress, silent
+from rewriter.progress import Progress, logged
 from rewriter.report import applied_reports
 from rewriter.runtime import Target
 from rewriter.search import Rewrites, Trial
@@ -31,6 +31,8 @@ def apply(
     calibration: Source | None = None,
     evaluation: Source | None = None,
     *,
+    preprocess: Preprocessing | None = None,
+    random_samples: int | None = None,
     output: str | Path | None = None,
     max_drift: Mapping[str, float] | None = None,
     min_speedup: float | None = None,
@@ -56,6 +58,8 @@ def apply(
         calibration: As for `optimize`; an exact plan needs none.
         evaluation: As for `optimize`. The samples are split as there, so that those that may have chosen the
             plan do not judge it.
+        preprocess: As for `optimize`.
+        random_samples: As for `optimize`.
         output: Where to write the model; only written if it passes the gates.
         max_drift: Gates: the most of each measure that is allowed, by name; none where None.
         min_speedup: A gate: what the model must be faster by, at 99.9 % confidence; none where None.
@@ -79,7 +83,7 @@ def apply(
         ProviderError: The provider cannot be used here.
         OutputError: The output or a report cannot be written where it was asked for.
     """
-    progress = progress or silent
+    progress = logged(progress)
     saved = planfile.read(plan)
     if provider_options is None:
         provider_options = saved.provider_options if provider in (None, saved.provider) else {}
@@ -92,11 +96,8 @@ def apply(
     batch = saved.batch if batch is None else batch
     shapes = saved.shapes if shapes is None else shapes
     seed = saved.seed if seed is None else seed
-    if calibration is None and not (saved.exact and evaluation is None):
-        raise SampleError(
-            "no samples were given; --calibration takes an .npz or script.py:function, only a plan made with "
-            "--exact needs none"
-        )
+    given = Given.of(calibration, evaluation, preprocess, random_samples)
+    given.check_enough(saved.exact, "only --random-samples and a plan made with --exact need none")
     original = graph.load(model)
     wanted = Wanted(output, reports=reports)
     wanted.check([original.path, Path(plan), calibration, evaluation])
@@ -104,7 +105,7 @@ def apply(
     sites, refusals = prepare.choose_sites(base, ())
     passes = prepare.named_passes(None)
     matched = planfile.match(saved, sites, refusals, passes, f"plan '{os.fspath(plan)}'", original.label)
-    samples = prepare.parts(base, calibration, evaluation, shapes, seed)
+    samples = parts(base, given, shapes, seed)
     feeds = prepare.deployed_feeds(original, samples.fit, batch, shapes)
     judge = Judge(
         original, dict(max_drift or {}), samples.choosing, samples.final, seed, target=target.precise
@@ -146,10 +147,13 @@ def apply(
         refusals=refusals,
         ending=ending,
         remarks=(*remarks, *_doubts(ending)),
+        notes=samples.notes,
         samples={"fit": fitted, "choose": 0, "final": len(samples.final)},
         settings={
             "plan": os.fspath(plan),
             "exact": saved.exact,
+            "preprocess": given.preprocessing,
+            "random-samples": random_samples,
             "max-drift": dict(max_drift or {}),
             "provider": target.provider,
             "provider-option": dict(target.options),

@@ -3,21 +3,23 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rewriter import graph, latency, parting, prepare, runtime, sources
+from rewriter import graph, latency, parting, prepare, runtime
 from rewriter.conv import Ints
 from rewriter.drift import Drift
+from rewriter.errors import OptionError
 from rewriter.graph import Model
 from rewriter.judge import Judge
 from rewriter.latency import Latency
-from rewriter.limits import Limits
+from rewriter.limits import Expense, Limits
 from rewriter.outcome import Wanted
+from rewriter.parts import Given, Preprocessing, noise
 from rewriter.profile import elsewhere
-from rewriter.progress import Progress, silent
+from rewriter.progress import Progress, logged
 from rewriter.report import Comparison, Gate, Report
 from rewriter.runtime import Session, Target
 from rewriter.samples import Samples
-from rewriter.sources import Source
-from rewriter.verdict import gate_of, told_drift, told_gates
+from rewriter.sources import Source, load
+from rewriter.verdict import gate_of, overrun, told_drift, told_gates
 
 # Relative L2 drift up to which outputs are called equal: what two orders of summation differ by.
 _ROUNDING = 1e-5
@@ -28,8 +30,12 @@ def compare(
     after: graph.Source,
     evaluation: Source | None = None,
     *,
+    preprocess: Preprocessing | None = None,
     max_drift: Mapping[str, float] | None = None,
+    strict: bool = False,
     min_speedup: float | None = None,
+    max_load: float | None = None,
+    max_memory: float | None = None,
     provider: str = "cpu",
     provider_options: Mapping[str, str] | None = None,
     threads: int | None = None,
@@ -49,10 +55,16 @@ def compare(
         before: The model to compare with: a path, the bytes of a file, or an `onnx.ModelProto`.
         after: The other one; its inputs and outputs have the same names and types, and sizes that fit.
         evaluation: Samples, with targets where there are any: a path to an `.npz` keyed by input name, a
-            `script.py:function` that yields feeds, an iterable of feeds, or a callable that returns one.
-            Random inputs where None.
+            `script.py:function` that yields feeds, or whatever else `optimize` takes. Random inputs where
+            None.
+        preprocess: As for `optimize`.
         max_drift: The most of each measure that is allowed, by name (see `rewriter.drift`).
+        strict: Ask the budgets of the upper ends of the 95 % intervals, not of the estimates.
         min_speedup: What `after` must be faster by, at 99.9 % confidence.
+        max_load: How many times the load time of `before` it may take, at least 1; 50 ms more are never too
+            much. No limit where None.
+        max_memory: How many times its peak memory it may take to load and run, the process included, at least
+            1; 32 MB more are never too much. No limit where None.
         provider: The execution provider.
         provider_options: The provider's own options, as it is deployed, such as `{"use_tf32": "0"}`.
         threads: Threads of one operator; None is ONNX Runtime's own default.
@@ -70,20 +82,25 @@ def compare(
         ProviderError: The provider cannot be used here.
         OutputError: A report cannot be written where it was asked for.
     """
-    progress = progress or silent
+    progress = logged(progress)
     target = Target(provider, threads, options=tuple((provider_options or {}).items()))
     runtime.check_provider(provider)
+    limits = Limits(max_load, max_memory)
+    if strict and not max_drift:
+        raise OptionError("--strict needs a budget; give one with --max-drift or leave it out")
+    given = Given.of(None, evaluation, preprocess)
     wanted = Wanted(reports=reports)
     wanted.check([before, after, evaluation])
     first, second = graph.load(before), graph.load(after)
     both = graph.common_interface(first, second)
-    samples, remarks = _samples(both, evaluation, shapes or {}, seed)
+    samples, remarks = _samples(both, given, shapes or {}, seed)
     feeds = prepare.deployed_feeds(both, samples, batch, shapes or {})
     for model in (first, second):
         Session(model.bytes, target, model.label).run(feeds)
 
     progress("measuring drift", 0, 0)
-    judge = Judge(first, max_drift or {}, samples.subset([0]), samples, seed, target=target.precise)
+    choosing = samples if strict else samples.subset([0])  # nothing is chosen; strictness looks at both
+    judge = Judge(first, max_drift or {}, choosing, samples, seed, strict=strict, target=target.precise)
     drift, verdicts = judge.verdicts(second)
     whole = next(each for each in drift if each.measure == "rel_l2" and each.output is None)
     timing = latency.compare(
@@ -104,9 +121,11 @@ def compare(
 
     slow = min_speedup is not None and timing.speedup_lower < min_speedup
     gates = tuple(map(gate_of, verdicts))
+    expenses = limits.expenses(timing)
+    heavy = [each for each in expenses if not each.passed]
     comparison = Comparison(
         other=second.label.strip("'"),
-        passed=not slow and all(each.passed for each in gates),
+        passed=not slow and not heavy and all(each.passed for each in gates),
         equal=whole.value <= _ROUNDING,
         min_speedup=min_speedup,
         located=locate,
@@ -114,7 +133,7 @@ def compare(
     )
     report = Report(
         model=first.label.strip("'"),
-        verdict=_verdict(comparison, gates, whole, timing),
+        verdict=_verdict(comparison, gates, whole, timing, limits, heavy),
         improved=comparison.passed,
         sites=(),
         refusals=(),
@@ -124,7 +143,7 @@ def compare(
         gates=gates,
         drift=drift,
         latency=timing,
-        expenses=Limits(None, None).expenses(timing),
+        expenses=expenses,
         rounds=(),
         samples={"final": len(samples)},
         warnings=(
@@ -134,8 +153,12 @@ def compare(
         ),
         environment=runtime.versions(),
         settings={
+            "preprocess": given.preprocessing,
             "max-drift": dict(max_drift or {}),
+            "strict": strict,
             "min-speedup": min_speedup,
+            "max-load": max_load,
+            "max-memory": max_memory,
             "provider": provider,
             "provider-option": dict(target.options),
             "threads": threads,
@@ -145,28 +168,33 @@ def compare(
             "locate": locate,
         },
         comparison=comparison,
+        notes=samples.notes,
     )
     wanted.write(report, None)
     return report
 
 
 def _samples(
-    model: Model, evaluation: Source | None, shapes: Mapping[str, Ints], seed: int
+    model: Model, given: Given, shapes: Mapping[str, Ints], seed: int
 ) -> tuple[Samples, tuple[str, ...]]:
-    """What to judge by, and what to say of it."""
-    if evaluation is not None:
-        return sources.load(evaluation, model.inputs, what="evaluation"), ()
-    _, _, samples, told_of = prepare.random_samples(graph.with_shapes(model, shapes), shapes, seed)
-    remark = (
-        f"no samples were given; in their place random inputs, {told_of}: "
-        "drift on noise says little of drift on real inputs, give some with --evaluation"
-    )
-    return samples, (remark,)
+    """What to judge by, and what a report warns of."""
+    if given.evaluation is not None:
+        return load(given.evaluation, model.inputs, what="evaluation", preprocess=given.preprocess), ()
+    samples, told = prepare.random_samples(graph.with_shapes(model, shapes), shapes, seed)
+    return samples, (noise(told, "--evaluation"),)
 
 
-def _verdict(found: Comparison, gates: Sequence[Gate], drift: Drift, timing: Latency) -> str:
+def _verdict(
+    found: Comparison,
+    gates: Sequence[Gate],
+    drift: Drift,
+    timing: Latency,
+    limits: Limits,
+    heavy: Sequence[Expense],
+) -> str:
     """One sentence: whether the gates passed, how far the outputs are apart, how fast the second model is."""
-    asked = bool(gates) or found.min_speedup is not None
+    limited = limits != Limits(None, None)
+    asked = bool(gates) or found.min_speedup is not None or limited
     equal = "equal up to rounding" if found.equal else "different"
     if drift.value == 0.0:
         equal = "the same"
@@ -178,5 +206,7 @@ def _verdict(found: Comparison, gates: Sequence[Gate], drift: Drift, timing: Lat
     if found.min_speedup is not None:
         speed += f", at least {timing.speedup_lower:.2f} at 99.9 % confidence"
         speed += f" where {found.min_speedup:g} was asked"
+    if heavy:
+        speed += f"; {' and '.join(map(overrun, heavy))}"
     said = f"the outputs are {equal} ({measured}); {speed}."
     return f"{'Passed' if found.passed else 'Failed'}: {said}" if asked else f"T{said[1:]}"

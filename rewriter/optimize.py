@@ -9,13 +9,13 @@ from rewriter import fitting, graph, macs, network, planfile, prepare, refit, ro
 from rewriter.adjoint import output_metrics
 from rewriter.cache import Cache
 from rewriter.conv import Grid, Ints
-from rewriter.errors import SampleError
 from rewriter.frontier import trace
 from rewriter.judge import Judge
 from rewriter.limits import Limits
 from rewriter.outcome import Result, Wanted, put_together, result, told
+from rewriter.parts import Given, Preprocessing, parts
 from rewriter.plan import Plan, choose, total_macs
-from rewriter.progress import Progress, silent
+from rewriter.progress import Progress, logged
 from rewriter.report import site_reports
 from rewriter.runtime import Target
 from rewriter.search import Rewrites, Trial
@@ -33,6 +33,8 @@ def optimize(
     calibration: Source | None = None,
     evaluation: Source | None = None,
     *,
+    preprocess: Preprocessing | None = None,
+    random_samples: int | None = None,
     output: str | Path | None = None,
     exact: bool = False,
     max_drift: Mapping[str, float] | None = None,
@@ -63,10 +65,15 @@ def optimize(
     Args:
         model: A path, the bytes of a file, or an `onnx.ModelProto`.
         calibration: Inputs such as the model will see, without labels: a path to an `.npz` keyed by input
-            name, a `script.py:function` that yields feeds, an iterable of feeds (dicts of arrays, batch
-            first), or a callable that returns one. A few hundred are enough; none are needed with `exact`.
+            name, to an `.npy`, to a folder of images or of ONNX test data; a `script.py:function` that yields
+            feeds; an iterable of feeds (dicts of arrays, batch first), a reader with `get_next`, or a
+            callable that returns one. A few hundred are enough; none are needed with `exact`.
         evaluation: More of them, where there are any with targets: half guide the choice, half have the final
             word. Without it the calibration samples are split for all three.
+        preprocess: How the pixels of folders of images become inputs: a TOML file, or a mapping, of `resize`,
+            `crop`, `channels`, `scale`, `mean`, `std`, `layout`, `dtype`; see `rewriter.sources.preprocess`.
+        random_samples: So many random inputs in place of samples, of the usual range that the model expects,
+            for work on latency: drift on noise says little of drift on real inputs.
         output: Where to write the model; only written if it is what was asked for.
         max_drift: The most of each measure that is allowed, by name (see `rewriter.drift`); all must hold.
             Default: `{"rel_l2": 0.05}`, with `exact` `{"rel_l2": 1e-5}`, with `max_macs` none.
@@ -111,7 +118,7 @@ def optimize(
         ProviderError: The provider cannot be used here.
         OutputError: The output or a report cannot be written where it was asked for.
     """
-    progress = progress or silent
+    progress = logged(progress)
     target = Target(provider, threads, options=tuple((provider_options or {}).items()))
     runtime.check_provider(provider)
     limits = Limits(max_load, max_memory)
@@ -122,17 +129,15 @@ def optimize(
     budgets = dict(max_drift or default)
     if min_speedup is None:
         min_speedup = 0.0 if by_macs else DEFAULT_MIN_SPEEDUP
-    if calibration is None and not (exact and evaluation is None):
-        raise SampleError(
-            "no samples were given; --calibration takes an .npz or script.py:function, and --exact needs none"
-        )
+    given = Given.of(calibration, evaluation, preprocess, random_samples)
+    given.check_enough(exact, "--exact and --random-samples need none")
     original = graph.load(model)
     wanted = Wanted(output, save_plan, reports)
     wanted.check([original.path, calibration, evaluation])
     base = graph.unpin(original)
     sites, refusals = prepare.choose_sites(base, exclude)
     shapes = shapes or {}
-    samples = prepare.parts(base, calibration, evaluation, shapes, seed)
+    samples = parts(base, given, shapes, seed)
     remarks = samples.remarks
     feeds = prepare.deployed_feeds(original, samples.fit, batch, shapes)
     judge = Judge(
@@ -258,10 +263,12 @@ def optimize(
         rounds=rounds,
         ending=ending,
         remarks=(*remarks, *cut_short),
-        notes=() if kept is None else kept.notes,
+        notes=(*samples.notes, *(() if kept is None else kept.notes)),
         samples={"fit": fitted, "choose": len(samples.choosing), "final": len(samples.final)},
         settings={
             "exact": exact,
+            "preprocess": given.preprocessing,
+            "random-samples": random_samples,
             "max-drift": budgets,
             "strict": strict,
             "max-macs": max_macs,

@@ -16,15 +16,12 @@ from rewriter.conv import Array, Cost, Ints, Refusal, Rewrite
 from rewriter.errors import ModelError, OptionError
 from rewriter.graph import Model, Norm, Site
 from rewriter.runtime import Session, Target
-from rewriter.samples import Feeds, InputSpec, Samples, split
-from rewriter.sources import Source, load
+from rewriter.samples import Feeds, InputSpec, Samples
+from rewriter.sources import load
 
 if TYPE_CHECKING:
     from passes.base import Pass
 
-# How the calibration samples are split into fitting, choosing and judging where no evaluation samples are
-# given.
-_SPLIT = (0.6, 0.2, 0.2)
 # Samples to fit to: so many times what has the patches that the site with the smallest map wants, for patches
 # of one sample resemble each other; fewer where their live tensors would not fit in memory.
 _SPREAD = 1.25
@@ -33,7 +30,7 @@ _MOST_FITTED = 512
 _LIVE_BYTES = 1 << 30
 
 # Samples of random values to choose and to judge by: rounding is much the same on all of them.
-_DRAWN = 4
+DRAWN: Final = 4
 # BatchNormalizations near the input that tell its range, and samples to compare theirs with.
 _NORMS = 3
 _COMPARED = 2
@@ -135,56 +132,10 @@ def _some(names: set[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Samples for what a run needs them for; none is in two parts, but where they are random.
-
-    Attributes:
-        fit: For fitting, and for timing.
-        choosing: For choosing.
-        final: For the final word.
-        remarks: What a report says of them.
-    """
-
-    fit: Samples
-    choosing: Samples
-    final: Samples
-    remarks: tuple[str, ...] = ()
-
-
-def parts(
-    model: Model,
-    calibration: Source | None,
-    evaluation: Source | None,
-    shapes: Mapping[str, Ints],
-    seed: int,
-) -> Parts:
-    """The samples that were given, split by the seed; random ones where there are none."""
-    if calibration is None:
-        fit, choosing, final, told = random_samples(model, shapes, seed)
-        told = f"no samples were given; in their place random inputs, {told}"
-        return Parts(fit, choosing, final, (told,))
-    return Parts(*split_samples(model, calibration, evaluation, seed))
-
-
-def split_samples(
-    model: Model, calibration: Source, evaluation: Source | None, seed: int
-) -> tuple[Samples, Samples, Samples]:
-    """Samples for fitting, for choosing and for the final word; none is in two of them."""
-    given = load(calibration, model.inputs, what="calibration")
-    if evaluation is None:
-        fit, choosing, final = split(given, _SPLIT, seed, what="calibration")
-        return fit, choosing, final
-    choosing, final = split(
-        load(evaluation, model.inputs, what="evaluation"), (1, 1), seed, what="evaluation"
-    )
-    return given, choosing, final
-
-
 def random_samples(
-    model: Model, shapes: Mapping[str, Ints], seed: int
-) -> tuple[Samples, Samples, Samples, str]:
-    """Random samples for timing, for choosing and for the final word, and what to say of their values.
+    model: Model, shapes: Mapping[str, Ints], seed: int, count: int = DRAWN
+) -> tuple[Samples, str]:
+    """So many random samples, and what to say of their values.
 
     They have the sizes to be fast at. The first BatchNormalizations choose their range, as far as running
     statistics tell it; without any they are normal. Integers are small counts, truth values toss a coin.
@@ -194,13 +145,7 @@ def random_samples(
     """
     norms = graph.find_norms(model, _NORMS)
     span, told = _expected(model, norms, shapes, seed) if norms else (_UNKNOWN, _UNKNOWN.name)
-    samples = load(_drawn(model, shapes, span, 2 * _DRAWN, seed), model.inputs, what="random")
-    return (
-        samples.subset([0]),
-        samples.subset(range(_DRAWN)),
-        samples.subset(range(_DRAWN, 2 * _DRAWN)),
-        told,
-    )
+    return load(_drawn(model, shapes, span, count, seed), model.inputs, what="random"), told
 
 
 def plain_feeds(model: Model, batch: int, shapes: Mapping[str, Ints]) -> Feeds:

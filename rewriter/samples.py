@@ -39,11 +39,13 @@ class Samples:
         feeds: one read-only feeds dictionary a sample.
         targets: what is right for each sample (a label, an image, …), or None where nothing is known.
         joinable: whether samples may be joined along axis 0, i.e. every input's axis 0 is a dynamic batch.
+        notes: what was taken for granted where they were read, for reports; parts of them leave it behind.
     """
 
     feeds: tuple[Feeds, ...]
     targets: tuple[Any, ...] | None = None
     joinable: bool = True
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.targets is not None and len(self.targets) != len(self.feeds):

@@ -1,5 +1,6 @@
 """Plans tried on the network itself: predict, refit, measure, correct the prediction, plan again."""
 
+import logging
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from rewriter.progress import Progress
 
 Rewrites = Sequence[tuple[Site, Rewrite]]
 Sites = Sequence[Sequence[Candidate]]
+
+_log = logging.getLogger(__name__)
 
 # The choosing samples are another draw than the final ones: aim inside the budget, not at its edge.
 MARGIN = 0.9
@@ -117,6 +120,13 @@ class Attempts:
             fits = measured <= self.margin
             drift = float(np.sqrt(plan.drift))
             self.rounds.append(Round(len(plan.rewritten), drift, measured, plan.latency_ms, fits))
+            _log.info(
+                "plan %d: %d rewrites, %.3g of the budget where at most %.3g fits",
+                len(self.rounds),
+                len(plan.rewritten),
+                measured,
+                self.margin,
+            )
             if fits:
                 self.trials.append(Trial(plan, rewrites, measured))
             self._progress("searching", len(self.rounds), _ROUNDS + _CORRECTIONS + _STEPS)

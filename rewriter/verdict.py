@@ -152,7 +152,7 @@ def final_word(
             )
             return Ending(trial, verdict, model, measured, gates, timing, warnings)
         if fast:
-            why = f"{timing.speedup:.2f} times as fast, but {' and '.join(map(_excess, heavy))}"
+            why = f"{timing.speedup:.2f} times as fast, but {' and '.join(map(overrun, heavy))}"
             verdict = f"Nothing was written: {kept} and {why}."
             passed_over += (f"a model was passed over: {why}",)
         else:
@@ -190,7 +190,8 @@ def gate_of(verdict: Verdict) -> Gate:
     )
 
 
-def _excess(expense: Expense) -> str:
+def overrun(expense: Expense) -> str:
+    """By what an expense that did not pass is over its limit."""
     name, write = words.EXPENSES[expense.measure]
     return (
         f"its {name} is {expense.ratio:.3g} times the original's ({write(expense.after)} instead of "

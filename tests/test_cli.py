@@ -1,6 +1,7 @@
 """The command line: what it parses, what it calls, what it prints and how it exits."""
 
 import io
+import logging
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from example_report import REFUSED, REWRITTEN
 
 from rewriter import cache, cli, errors
 from rewriter.cache import Cache, Time
+from rewriter.progress import logged as progress_of_a_command
 from rewriter.report import Report
 
 BASIC = ["optimize", "in.onnx", "-o", "out.onnx", "--calibration", "samples.npz"]
@@ -69,6 +71,8 @@ def test_defaults(optimize, run):
     assert optimize.arguments == (Path("in.onnx"), "samples.npz", None)
     assert optimize.options == {
         "output": Path("out.onnx"),
+        "preprocess": None,
+        "random_samples": None,
         "exact": False,
         "max_drift": None,
         "strict": False,
@@ -100,7 +104,8 @@ def test_every_option(optimize, run):
         "--exclude", "stem", "--exclude", "head,1", "--provider", "cuda", "--threads", 3,
         "--provider-option", "a=b=c",
         "--batch", 8, "--shape", "input:0:1,3,32,32", "--shape", "mask:4", "--seed", 7,
-        "--strict", "--max-macs", 0.5, "--frontier",
+        "--strict", "--max-macs", 0.5, "--frontier", "--random-samples", 9,
+        "--preprocess", "scale=1/255", "--preprocess", "mean=0.5,0.4,0.3",
         "--min-speedup", 1.5, "--max-load", 3, "--max-memory", 1.5, "--no-cache",
         "--save-plan", "plan.json", "--report", "a.md", "--report", "b.json",
     )
@@ -109,6 +114,8 @@ def test_every_option(optimize, run):
     assert optimize.arguments == (Path("in.onnx"), "samples.npz", "data.py:feeds")
     assert optimize.options == {
         "output": Path("out.onnx"),
+        "preprocess": {"scale": "1/255", "mean": "0.5,0.4,0.3"},
+        "random_samples": 9,
         "exact": True,
         "max_drift": {"noise_db": -40.0, "a=b/my.py:worst": 0.01},
         "strict": True,
@@ -140,6 +147,7 @@ def test_apply_leaves_to_the_plan_what_is_not_given(apply, run):
     assert apply.arguments == (Path("in.onnx"), Path("plan.json"), None, None)
     options = {"provider": None, "threads": None, "batch": None, "shapes": None, "seed": None}
     options["provider_options"] = None
+    options |= {"preprocess": None, "random_samples": None}
     gates = {"max_drift": None, "min_speedup": None}
     assert apply.options == {"output": Path("out.onnx"), "reports": (), **options, **gates}
     assert out.splitlines()[-1] == "Wrote out.onnx"
@@ -147,13 +155,14 @@ def test_apply_leaves_to_the_plan_what_is_not_given(apply, run):
     given = run(
         *args, "--calibration", "a.npz", "--evaluation", "b.npz", "--max-drift", "kl=0.1",
         "--min-speedup", 1.5, "--provider", "cuda", "--threads", 3, "--batch", 8, "--shape", "x:1,2",
-        "--seed", 0, "--report", "a.md",
+        "--seed", 0, "--report", "a.md", "--preprocess", "resize=256", "--random-samples", 3,
     )
     # fmt: on
     assert given[0] == 0
     assert apply.arguments[2:] == ("a.npz", "b.npz")
     options = {"provider": "cuda", "threads": 3, "batch": 8, "shapes": {"x": (1, 2)}, "seed": 0}
     options["provider_options"] = None
+    options |= {"preprocess": {"resize": "256"}, "random_samples": 3}
     gates = {"max_drift": {"kl": 0.1}, "min_speedup": 1.5}
     assert apply.options == {"output": Path("out.onnx"), "reports": (Path("a.md"),), **options, **gates}
 
@@ -277,6 +286,11 @@ def test_bugs_show(optimize, bug):
         (["--threads", "0"], "0 is not in the range"),
         (["--batch", "many"], "'many' is not a valid integer"),
         (["--seed", "-1"], "-1 is not in the range"),
+        (["--preprocess", "scale"], "'scale' is not of the form KEY=VALUE"),
+        (["--preprocess", "scale=1", "--preprocess", "scale=2"], "'scale' is given twice"),
+        (["--preprocess", "none.toml"], "'none.toml' cannot be read: No such file"),
+        (["--random-samples", "2"], "2 is not in the range"),
+        (["--quiet", "--verbose"], "--quiet and --verbose exclude each other"),
         (["--frobnicate"], "No such option"),
     ],
 )
@@ -313,6 +327,30 @@ def test_no_progress_when_quiet(optimize, monkeypatch):
     assert stderr.getvalue() == ""
 
 
+def test_verbose_logs_stages_in_place_of_bars(optimize, monkeypatch):
+    stderr = Terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    logged = optimize.__class__.__call__
+
+    def call(self, *arguments, progress, **options):
+        return logged(self, *arguments, progress=progress_of_a_command(progress), **options)
+
+    monkeypatch.setattr(optimize.__class__, "__call__", call)
+    with pytest.raises(SystemExit):
+        cli.main([*BASIC, "--verbose"])
+    lines = [line.partition(" ")[2] for line in stderr.getvalue().splitlines()]
+    assert lines == ["rewriter.progress: fitting [bold]", "rewriter.progress: timing"]
+    root = logging.getLogger("rewriter")
+    assert (root.handlers, root.level) == ([], logging.NOTSET)
+
+
+def test_what_is_typed_of_the_preprocessing_counts(optimize, run, tmp_path):
+    path = tmp_path / "steps.toml"
+    path.write_text("resize = [256, 320]\nscale = 1\n")
+    assert run(*BASIC, "--preprocess", "scale=0.5", "--preprocess", path)[0] == 0
+    assert optimize.options["preprocess"] == {"resize": [256, 320], "scale": "0.5"}
+
+
 @pytest.mark.parametrize("missing", ["in.onnx", "-o"])
 def test_missing_arguments(optimize, run, missing):
     at = BASIC.index(missing)
@@ -335,7 +373,9 @@ def test_help(run):
         "--max-drift NAME=VALUE",
     ):
         assert words in " ".join(out.split())
-    assert run("--help")[0] == 0
+    status, out, _ = run("--help")
+    assert status == 0
+    assert "..." not in out.partition("Commands:")[2]  # each is told whole
     assert run("--version")[1].startswith("rewriter ")
 
 

@@ -10,7 +10,7 @@ import pytest
 import residual
 
 import rewriter
-from rewriter import cli, compare
+from rewriter import cli, compare, limits
 from rewriter.errors import ModelError, OptionError, OutputError, SampleError
 
 TEXT = """
@@ -75,6 +75,35 @@ def test_a_gate_on_speed(original, samples, asked, passed):
     report = compare(original, original, samples, min_speedup=asked)
     assert report.comparison.passed is passed
     assert ("where 1.5 was asked" in report.verdict) == (asked == 1.5)
+
+
+def test_a_strict_gate_is_on_the_upper_end(original, louder, weight, samples):
+    assert compare(original, louder, samples, max_drift={"max_abs": 1.0}, strict=True).gates[0].strict
+    noisy = graphs.parse(
+        TEXT, w=weight + np.float32(0.01) * graphs.random(np.random.default_rng(1), 4, 3, 3, 3)
+    )
+    (drift,) = (d for d in compare(original, noisy, samples).drift if d.measure == "rel_l2" and not d.output)
+    limit = {"rel_l2": (drift.value + drift.high) / 2}
+    assert compare(original, noisy, samples, max_drift=limit).improved
+    assert not compare(original, noisy, samples, max_drift=limit, strict=True).improved
+    with pytest.raises(OptionError, match="--strict needs a budget"):
+        compare(original, louder, samples, strict=True)
+
+
+@pytest.mark.parametrize(("limit", "passed"), [(2.5, True), (1.5, False)])
+def test_a_gate_on_memory(original, weight, samples, monkeypatch, limit, passed):
+    monkeypatch.setattr(limits, "MEMORY_NOISE_BYTES", 0)
+    twice = graphs.parse(
+        TEXT.replace("a = Conv(x, w)", "h = Conv(x, u)\n  [rest] g = Conv(x, u2)\n  [sum] a = Add(h, g)"),
+        u=weight / 2,
+        u2=weight / 2,
+    )
+    report = compare(original, twice, samples, max_load=1.0, max_memory=limit)
+    assert report.improved is passed
+    assert report.verdict.startswith("Passed" if passed else "Failed")
+    assert ("its peak memory is 2 times the original's" in report.verdict) is not passed
+    with pytest.raises(OptionError, match=r"--max-memory 0\.5 is below 1"):
+        compare(original, twice, samples, max_memory=0.5)
 
 
 def test_rounding_is_equal(original, weight, samples):

@@ -19,12 +19,13 @@ TIERS = (
     {"errors", "linalg", "progress", "toomcook"},
     {"files", "version"},
     {"cache", "conv", "factor", "layers", "winograd"},
-    {"cutting", "lowering", "metric", "samples", "sources"},
+    {"lowering", "metric", "samples"},
     {"graph", "runtime", "_worker"},
+    {"sources"},
     {"_measures", "adjoint", "budget", "calibration", "drift", "latency", "meter"},
     {"limits", "plan"},
-    {"fitting", "refit", "judge", "macs", "network", "parting", "prepare", "search", "sensitivity", "table"},
-    {"profile", "rounding"},
+    {"fitting", "judge", "macs", "network", "parting", "parts", "prepare", "search", "sensitivity", "table"},
+    {"refit", "profile", "rounding"},
     {"report"},
     {"frontier", "verdict"},
     {"outcome", "planfile"},
@@ -51,7 +52,11 @@ ONLY_ROOM = {
     "onnx_graphsurgeon": "rewriter.graph",
     "onnxruntime": "rewriter.runtime",
 }
-ROOMS = {"click": {"rewriter.cli"}, "rich": {"rewriter.cli", "rewriter.report"}}
+ROOMS = {
+    "PIL": {"rewriter.sources"},
+    "click": {"rewriter.cli"},
+    "rich": {"rewriter.cli", "rewriter.report"},
+}
 
 EXPORTED = [
     "Inspection",

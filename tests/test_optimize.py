@@ -13,6 +13,7 @@ import onnx
 import pytest
 import residual
 from interrupts import interrupt_at
+from PIL import Image
 
 import rewriter
 from rewriter import cli, graph, prepare, search
@@ -20,6 +21,7 @@ from rewriter import latency as latencies
 from rewriter.cache import FOLDER_VARIABLE
 from rewriter.cli import status
 from rewriter.errors import OptionError, OutputError
+from rewriter.parts import Given, parts
 from rewriter.sources import load
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -144,7 +146,7 @@ def test_the_report_adds_up(network, samples):
 
 def test_the_gates_hold_on_samples_that_had_no_part(network, samples):
     found = optimize(network, samples)
-    final = prepare.split_samples(graph.load(network), [{"x": samples}], None, 0)[2]
+    final = parts(graph.load(network), Given([{"x": samples}]), {}, 0).final
     batch = {"x": np.concatenate([feeds["x"] for feeds in final.feeds])}
     before, after = outputs(network, batch), outputs(found.model, batch)
     (gate,) = found.report.gates
@@ -154,19 +156,51 @@ def test_the_gates_hold_on_samples_that_had_no_part(network, samples):
     assert gate.value <= 0.1
 
 
+def test_random_samples_stand_in_and_the_report_says_so(network):
+    options = {"passes": ("channel_svd",), "random_samples": 20, "max_drift": {"rel_l2": 0.9}}
+    report = rewriter.optimize(network, **options).report
+    assert report.samples == {"fit": 12, "choose": 4, "final": 4}
+    assert "drift on noise says little" in report.warnings[0]
+    assert report.settings["random-samples"] == 20
+
+
+def test_notes_on_images_are_in_the_report(files, rng):
+    for index in range(9):
+        path = files / "photos" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 12), dtype=np.uint8)).save(path)
+    text = """
+    agraph (float[N,1,16,12] image) => (float[N,8,16,12] y) {
+      [one] y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(image, w)
+    }
+    """
+    net = graphs.parse(text, w=graphs.random(rng, 8, 1, 3, 3))
+    report = rewriter.optimize(
+        net, files / "photos", preprocess={"scale": "1/255"}, passes=["channel_svd"]
+    ).report
+    assert report.notes[0].endswith(
+        "layout=NCHW, channels=gray, dtype=float32, as the model's input suggests"
+    )
+    assert report.settings["preprocess"] == {"scale": 1 / 255}
+
+
 def test_sample_parts_are_disjoint_and_complete(network, samples):
     model = graph.load(network)
 
     def told(part):
         return {feeds["x"].tobytes() for feeds in part.feeds}
 
-    parts = prepare.split_samples(model, [{"x": samples}], None, 3)
-    assert [len(part) for part in parts] == [36, 12, 12]
-    assert set.union(*map(told, parts)) == {sample[None].tobytes() for sample in samples}
-    fit, choosing, final = prepare.split_samples(model, [{"x": samples[:20]}], [{"x": samples[20:]}], 3)
+    def three(*given):
+        found = parts(model, Given(*given), {}, 3)
+        return found.fit, found.choosing, found.final
+
+    split = three([{"x": samples}])
+    assert [len(part) for part in split] == [36, 12, 12]
+    assert set.union(*map(told, split)) == {sample[None].tobytes() for sample in samples}
+    fit, choosing, final = three([{"x": samples[:20]}], [{"x": samples[20:]}])
     assert (len(fit), len(choosing), len(final)) == (20, 20, 20)
     assert not told(fit) & told(choosing) | told(choosing) & told(final) | told(fit) & told(final)
-    for part, other in zip(parts, prepare.split_samples(model, [{"x": samples}], None, 3), strict=True):
+    for part, other in zip(split, three([{"x": samples}]), strict=True):
         assert told(part) == told(other)
 
 

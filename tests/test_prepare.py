@@ -8,6 +8,8 @@ from graphs import model, random, run
 import rewriter
 from rewriter import graph, prepare
 from rewriter.errors import OptionError
+from rewriter.parts import Given, parts
+from rewriter.sources import Preprocess
 
 NORMED = """
 agraph (float[batch,3,32,32] x) => (float[batch,8,32,32] y) {
@@ -59,9 +61,9 @@ RANGES = [
 @pytest.mark.parametrize(("scaled", "name", "low", "high"), RANGES)
 def test_the_range_is_that_of_the_training(rng, scaled, name, low, high):
     found = _trained(rng, np.float32(scaled(_pictures(rng))))
-    *parts, told = prepare.random_samples(found, {}, 0)
+    drawn, told = prepare.random_samples(found, {}, 0)
     assert told == f"uniform values of {name}, as its BatchNormalizations expect"
-    values = np.concatenate([feeds["x"] for part in parts for feeds in part.feeds])
+    values = np.concatenate([feeds["x"] for feeds in drawn.feeds])
     assert values.dtype == np.float32
     assert low <= values.min() < low + 0.01 * (high - low)
     assert high - 0.01 * (high - low) < values.max() <= high
@@ -82,8 +84,9 @@ def test_a_range_that_is_none_of_the_usual_is_said_to_be(rng):
 
 
 def test_without_batch_normalization_values_are_normal(rng):
-    fit, choosing, final, told = prepare.random_samples(model(BARE, w=random(rng, 32, 32, 3, 3)), {}, 0)
-    assert told == "normal values of mean 0 and variance 1"
+    found = parts(model(BARE, w=random(rng, 32, 32, 3, 3)), Given(None), {}, 0)
+    fit, choosing, final = found.fit, found.choosing, found.final
+    assert found.remarks[0].endswith("random inputs, normal values of mean 0 and variance 1")
     values = np.concatenate([feeds["x"] for part in (choosing, final) for feeds in part.feeds])
     # the error of the variance of some 100,000 values is below a hundredth
     assert abs(values.mean()) < 0.02
@@ -123,3 +126,26 @@ def test_passes_are_those_named_or_all_but_those() -> None:
     for given, says in ((("-tucker2", "winograd"), "not both"), (("-tucker",), "unknown pass 'tucker'")):
         with pytest.raises(OptionError, match=says):
             names(*given)
+
+
+def test_random_samples_on_request(rng):
+    found = parts(model(BARE, w=random(rng, 32, 32, 3, 3)), Given(None, random=10), {}, 0)
+    assert [len(part) for part in (found.fit, found.choosing, found.final)] == [6, 2, 2]
+    assert "drift on noise says little of drift on real inputs, give some with --calib" in found.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"calibration": "a.npz", "random": 10}, "--random-samples stands in for samples"),
+        ({"calibration": None, "evaluation": "a.npz", "random": 10}, "stands in for samples"),
+        ({"calibration": None, "random": 2}, "--random-samples 2: .* need at least 3"),
+        (
+            {"calibration": "a.npz", "preprocess": Preprocess(scale=1)},
+            "--preprocess is for folders of images",
+        ),
+    ],
+)
+def test_samples_that_exclude_each_other(given, words):
+    with pytest.raises(OptionError, match=words):
+        Given(**given)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numbered import F32, IMAGE, indices, pictures
+from onnxruntime.quantization import CalibrationDataReader
 
 from rewriter.errors import OptionError, SampleError
 from rewriter.samples import InputSpec
@@ -187,7 +188,7 @@ def test_missing_file(tmp_path):
     assert message == f"evaluation samples {tmp_path / 'none.npz'}: there is no such file; check the path"
 
 
-@pytest.mark.parametrize("name", ["data.csv", "data.npy", "data"])
+@pytest.mark.parametrize("name", ["data.csv", "data"])
 def test_unknown_suffix(tmp_path, name):
     (tmp_path / name).write_bytes(b"1,2")
     assert "cannot read a" in (message := refused(tmp_path / name))
@@ -195,7 +196,7 @@ def test_unknown_suffix(tmp_path, name):
 
 
 def test_folder(tmp_path):
-    assert "cannot read a folder" in refused(tmp_path)
+    assert "there are no images (.png, .jpg, …) in the folder, nor ONNX test data" in refused(tmp_path)
 
 
 def test_script_without_function(tmp_path):
@@ -429,3 +430,50 @@ def test_cutting_is_the_same_however_the_samples_are_batched(sizes):
         [IMAGE],
     )
     assert indices(loaded) == list(labels) == list(loaded.targets)
+
+
+# npy
+
+
+def test_npy_is_the_only_input(tmp_path):
+    np.save(tmp_path / "data.npy", pictures(3))
+    assert indices(load(tmp_path / "data.npy", [IMAGE])) == [0, 1, 2]
+    two = [IMAGE, InputSpec("mask", F32, ("batch",))]
+    assert "an .npy holds one input, the model takes 'image', 'mask'" in refused(tmp_path / "data.npy", two)
+
+
+def test_not_an_npy(tmp_path):
+    path = tmp_path / "data.npy"
+    np.save(path, np.array([{"evil": 1}], dtype=object))
+    assert "not an .npy of a plain array" in refused(path)
+    np.save(path, pictures(3))
+    path.write_bytes(path.read_bytes()[:-8])
+    assert "not an .npy of a plain array, or cut short" in refused(path)
+    path.write_bytes(pickle.dumps(1))
+    assert "not an .npy of a plain array" in refused(path)
+
+
+# readers
+
+
+class Reader(CalibrationDataReader):
+    """What ONNX Runtime's own quantisation takes."""
+
+    def __init__(self, count=3):
+        self.left = iter({"image": picture[None]} for picture in pictures(count))
+
+    def get_next(self):
+        return next(self.left, None)
+
+
+@pytest.mark.parametrize("source", [Reader(), Reader, lambda: Reader()], ids=["object", "class", "function"])
+def test_readers_give_feeds_until_there_are_none(source):
+    assert indices(load(source, [IMAGE])) == [0, 1, 2]
+
+
+def test_a_reader_that_raises_is_one_line():
+    class Broken:
+        def get_next(self):
+            raise OSError("no data")
+
+    assert "the function raised OSError: no data (test_sources.py, line " in refused(Broken())

@@ -7,13 +7,16 @@ from typing import Any
 
 import click
 
+from rewriter.cli.configured import Configured
 from rewriter.cli.options import (
     calibration,
     evaluation,
     max_drift,
     min_speedup,
+    preprocess,
     provider_option,
     quiet,
+    random_samples,
     report,
     shapes,
     threads,
@@ -39,7 +42,9 @@ Exit status:
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command(
+    cls=Configured, epilog=_EPILOG, short_help="Make the choices of a saved plan again, without a search."
+)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--plan",
@@ -58,6 +63,8 @@ Exit status:
 )
 @calibration("the plan is exact")
 @evaluation
+@preprocess
+@random_samples
 @max_drift(
     "A gate: write a model only if this measure of drift comes to no more; the measures are those of "
     "rewriter optimize. Repeatable.  [default: none]"

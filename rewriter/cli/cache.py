@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 
-@click.group()
+@click.group(short_help="Show or clear the latencies kept from earlier runs.")
 def cache() -> None:
     """Shows or clears the latencies kept from earlier runs.
 

@@ -7,16 +7,21 @@ from typing import Any
 
 import click
 
+from rewriter.cli.configured import Configured
 from rewriter.cli.options import (
     batch,
     max_drift,
+    max_load,
+    max_memory,
     min_speedup,
+    preprocess,
     provider,
     provider_option,
     quiet,
     report,
     seed,
     shapes,
+    strict,
     threads,
 )
 from rewriter.cli.show import drawn_progress, show
@@ -41,21 +46,28 @@ Exit status:
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command(
+    cls=Configured, epilog=_EPILOG, short_help="Measure drift and latency of one model against another."
+)
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
 @click.option(
     "--evaluation",
     metavar="SRC",
-    help="Samples to judge by, labels too where there are any: an .npz keyed by input name, or "
-    "script.py:function that yields dicts of arrays.  [default: random inputs]",
+    help="Samples to judge by, labels too where there are any: an .npz keyed by input name, an "
+    ".npy, a folder of images or of ONNX test_data_set_N, or script.py:function that yields dicts of "
+    "arrays.  [default: random inputs]",
 )
+@preprocess
 @max_drift(
     "A gate: the most that a measure of drift may come to. Measures: rel_l2, max_abs, noise_db, "
     "cosine_distance, kl, top1_flips (per cent); with labels top1_drop, top5_drop (points), psnr_drop_db; or "
     "your own as file.py:function. Repeatable."
 )
+@strict
 @min_speedup("A gate: AFTER must be at least so many times as fast, at 99.9 % confidence.")
+@max_load(None, "A gate: AFTER may take at most")
+@max_memory(None, "A gate: AFTER may take at most")
 @click.option(
     "--locate",
     is_flag=True,

@@ -27,7 +27,7 @@ Exit status:
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command(epilog=_EPILOG, short_help="List a model's layers, their costs and their passes.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--profile", is_flag=True, help="Run the model, too, and say where its time goes.")
 @provider

@@ -7,20 +7,26 @@ from typing import Any
 
 import click
 
+from rewriter.cli.configured import Configured
 from rewriter.cli.options import (
     batch,
     calibration,
     evaluation,
     listed,
     max_drift,
+    max_load,
+    max_memory,
     min_speedup,
     number,
+    preprocess,
     provider,
     provider_option,
     quiet,
+    random_samples,
     report,
     seed,
     shapes,
+    strict,
     threads,
 )
 from rewriter.cli.show import drawn_progress, show
@@ -36,6 +42,9 @@ Examples:
   rewriter optimize model.onnx -o fast.onnx --calibration samples.npz \\
       --shape image:1,3,224,224 --report drift.md --report drift.json
   rewriter optimize model.onnx -o small.onnx --calibration samples.npz --max-macs 0.5
+  rewriter optimize model.onnx -o fast.onnx --calibration photos --preprocess resize=256 \\
+      --preprocess crop=224 --preprocess scale=1/255
+  rewriter optimize --config run.toml --threads 1
 
 \b
 Exit status:
@@ -47,7 +56,7 @@ Exit status:
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command(cls=Configured, epilog=_EPILOG, short_help="Make a model faster within a drift budget.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -59,16 +68,14 @@ Exit status:
 )
 @calibration("--exact")
 @evaluation
+@preprocess
+@random_samples
 @max_drift(
     "A budget: the most that a measure of drift may come to. Measures: rel_l2, max_abs, noise_db, "
     "cosine_distance, kl, top1_flips (per cent); with labels top1_drop, top5_drop (points), psnr_drop_db; or "
     "your own as file.py:function. Repeatable.  [default: rel_l2=0.05, with --exact rel_l2=1e-5]"
 )
-@click.option(
-    "--strict",
-    is_flag=True,
-    help="Ask the budgets of the upper ends of the drifts' 95 % intervals, not of the estimates.",
-)
+@strict
 @click.option(
     "--max-macs",
     metavar="RATIO",
@@ -104,24 +111,8 @@ Exit status:
 @min_speedup(
     "Write a model only if it is at least so many times as fast.  [default: 1.02, with --max-macs none]"
 )
-@click.option(
-    "--max-load",
-    default=10.0,
-    show_default=True,
-    metavar="FACTOR",
-    type=number,
-    help="Write a model only if it takes at most so many times as long to load; 50 ms more are always "
-    "allowed.",
-)
-@click.option(
-    "--max-memory",
-    default=5.0,
-    show_default=True,
-    metavar="FACTOR",
-    type=number,
-    help="Write a model only if its process takes at most so many times as much memory; 32 MB more are "
-    "always allowed.",
-)
+@max_load(10.0, "Write a model only if it takes at most")
+@max_memory(5.0, "Write a model only if it takes at most")
 @click.option(
     "--no-cache",
     "cache",

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from rewriter.cli.configured import read_toml
+
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 """What puts an option on a command."""
 
@@ -73,8 +75,8 @@ def calibration(unless: str) -> Option:
     return click.option(
         "--calibration",
         metavar="SRC",
-        help="Samples to fit to: an .npz keyed by input name, or script.py:function that yields dicts of "
-        f"arrays. Needed unless {unless}.",
+        help="Samples to fit to: an .npz keyed by input name, an .npy, a folder of images or of ONNX "
+        f"test_data_set_N, or script.py:function that yields dicts of arrays. Needed unless {unless}.",
     )
 
 
@@ -83,6 +85,70 @@ evaluation = click.option(
     metavar="SRC",
     help="Samples to judge by, labels too where there are any.  [default: a part of the calibration samples]",
 )
+
+
+def steps(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any] | None:
+    """What TOML files and `KEY=VALUE` say, as one dictionary; what is typed counts."""
+    read: dict[str, Any] = {}
+    typed: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if text.endswith(".toml"):
+            read |= read_toml(Path(text))
+        elif not key or not equals:
+            raise click.BadParameter(
+                f"'{text}' is not of the form KEY=VALUE, such as scale=1/255, nor a .toml file"
+            )
+        elif key in typed:
+            raise click.BadParameter(f"'{key}' is given twice; give it once")
+        else:
+            typed[key] = value
+    return read | typed or None
+
+
+preprocess = click.option(
+    "--preprocess",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=steps,
+    help="How the pixels of images become inputs: resize, crop (256 or 224x192), channels (rgb, bgr, gray), "
+    "scale (1/255), mean, std, layout (NCHW, NHWC), dtype; or a .toml file of these. Repeatable.",
+)
+random_samples = click.option(
+    "--random-samples",
+    type=click.IntRange(min=3),
+    metavar="N",
+    help="Draw so many random inputs in place of samples, for work on latency; drift on them says little.",
+)
+strict = click.option(
+    "--strict",
+    is_flag=True,
+    help="Ask the budgets of the upper ends of the drifts' 95 % intervals, not of the estimates.",
+)
+
+
+def max_load(default: float | None, meaning: str) -> Option:
+    """The most that loading may take; what it means differs from command to command."""
+    return click.option(
+        "--max-load",
+        default=default,
+        show_default=default is not None,
+        metavar="FACTOR",
+        type=number,
+        help=f"{meaning} so many times as long to load; 50 ms more are always allowed.",
+    )
+
+
+def max_memory(default: float | None, meaning: str) -> Option:
+    """The same for the memory of its process."""
+    return click.option(
+        "--max-memory",
+        default=default,
+        show_default=default is not None,
+        metavar="FACTOR",
+        type=number,
+        help=f"{meaning} so many times as much memory for its process; 32 MB more are always allowed.",
+    )
 
 
 def max_drift(meaning: str) -> Option:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import sys
 import time
@@ -39,8 +40,11 @@ def show(report: Report, written: Sequence[Path], quiet: bool) -> None:
 def drawn_progress(quiet: bool) -> Iterator[Progress]:
     """Yields what draws a vanishing bar for each stage on standard error; nothing where it is no terminal.
 
+    Nor where stages are logged.
+
     The bar is drawn when it is called, never by a thread of its own, which would disturb the timing.
     """
+    verbose = logging.getLogger("rewriter").isEnabledFor(logging.INFO)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bars = Bars(
         *columns,
@@ -48,7 +52,7 @@ def drawn_progress(quiet: bool) -> Iterator[Progress]:
         auto_refresh=False,
         transient=True,
         redirect_stdout=sys.stdout.isatty(),
-        disable=quiet or not sys.stderr.isatty(),
+        disable=quiet or verbose or not sys.stderr.isatty(),
     )
     shown, drawn = "", -math.inf
 

@@ -8,6 +8,7 @@
     describe    a model in text                        fingerprint  a digest of what takes time
     nodes       its nodes by name                      inventory  layers with their shapes and costs
     interface   what two models take and give          reach      receptive fields
+    tensors     single tensors in files
 
 What is not rewritten comes out as it came, byte for byte.
 """
@@ -28,6 +29,7 @@ from rewriter.graph.segments import Segment, segments
 from rewriter.graph.sites import Site, find_sites
 from rewriter.graph.splice import splice
 from rewriter.graph.tape import Constants, Step, Tape, recorder, tape
+from rewriter.graph.tensors import read_tensor
 from rewriter.graph.unpin import unpin
 from rewriter.graph.views import with_outputs, with_shapes
 
@@ -59,6 +61,7 @@ __all__ = [
     "named",
     "probe",
     "read_block",
+    "read_tensor",
     "recorder",
     "rewrite_model",
     "save",
