@@ -49,6 +49,7 @@ from rewriter.errors import (
     OutputError,
     PlanError,
     ProviderError,
+    ReportError,
     RewriterError,
     SampleError,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "PlanError",
     "ProviderError",
     "Report",
+    "ReportError",
     "Result",
     "RewriterError",
     "SampleError",

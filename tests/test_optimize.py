@@ -48,6 +48,9 @@ KEYS = [
     "max_macs",
     "frontier",
     "notes",
+    "times",
+    "outputs",
+    "command",
 ]
 
 
