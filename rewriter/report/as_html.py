@@ -48,9 +48,7 @@ def to_html(report: Report) -> str:
         model=words.printable(report.model),
         status=_status(report),
         tiles=_tiles(report)[:_MOST_TILES],
-        cost_lines=[
-            (row.name, row.before, row.after, row.change, row.limit) for row in rows.model_rows(report)
-        ],
+        costs=_costs(report),
         latency=charts.latency_chart(report),
         tradeoff=charts.tradeoff_chart(report),
         frontier=frontier,
@@ -76,13 +74,22 @@ def _template() -> Template:
 
 
 def _status(report: Report) -> tuple[str, str]:
-    """How it ended: a class and a word or two."""
+    """How it ended: a class, and a word where the verdict does not begin with one."""
     found = report.comparison
     if found is None:
-        return ("good", "Accepted") if report.improved else ("kept", "Nothing written")
+        return ("good", "Accepted") if report.improved else ("kept", "")
     if report.gates or found.min_speedup is not None:
-        return ("good", "Passed") if found.passed else ("bad", "Failed")
+        return ("good", "") if found.passed else ("bad", "")
     return "plain", "Compared"
+
+
+def _costs(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The model before and after as a header and lines; without limits where there are none."""
+    found = rows.model_rows(report)
+    header = ("", "before", "after", "change", "limit")
+    lines = [(row.name, row.before, row.after, row.change, row.limit) for row in found]
+    width = 5 if any(row.limit for row in found) else 4
+    return header[:width], [line[:width] for line in lines]
 
 
 def _tiles(report: Report) -> list[Tile]:

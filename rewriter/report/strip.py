@@ -10,7 +10,7 @@ from rewriter.conv import Refusal
 from rewriter.report import rows, words
 from rewriter.report.content import Report, SiteReport
 
-Kind = Literal["rewritten", "kept", "other"]
+Kind = Literal["rewritten", "kept", "other", "compared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,8 @@ class LayerView:
     Attributes:
         name: Its whole name.
         short: The name with its middle left out where it is long.
-        kind: Whether it was rewritten, is a convolution that stays, or is another layer.
+        kind: Whether it was rewritten, is a convolution that stays, is another layer, or one of two given
+            models.
         became: What it became, or that it stays, in a few words.
         before: Its time before, as a share of the longest, in per cent; None where it is not known.
         after: The same for what stands there now.
@@ -69,13 +70,14 @@ def layers(report: Report) -> list[LayerView]:
     known = [ms for each in found.values() for ms in (each.before_ms, each.after_ms) if ms is not None]
     longest = max(known, default=0.0) or 1.0
     short = words.short_names(map(words.printable, found), 40)
-    return [_view(layer, short[words.printable(layer.name)], longest) for layer in found.values()]
+    plain: Kind = "other" if report.comparison is None else "compared"
+    return [_view(layer, short[words.printable(layer.name)], longest, plain) for layer in found.values()]
 
 
-def _view(layer: _Layer, short: str, longest: float) -> LayerView:
+def _view(layer: _Layer, short: str, longest: float, plain: Kind) -> LayerView:
     site = layer.site
     barred = [refusal for refusal in layer.refusals if refusal.pass_name is None]
-    kind: Kind = "other"
+    kind = plain
     became = layer.op_type
     if site is not None:
         kind = "kept" if site.became is None else "rewritten"
