@@ -50,6 +50,7 @@ from rewriter.errors import (
     OutputError,
     PlanError,
     ProviderError,
+    ReportError,
     RewriterError,
     SampleError,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "PlanError",
     "ProviderError",
     "Report",
+    "ReportError",
     "Result",
     "RewriterError",
     "SampleError",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rewriter import fitting, graph, planfile, prepare, refit, runtime
 from rewriter.adjoint import output_metrics
+from rewriter.command import command_line
 from rewriter.conv import Ints
 from rewriter.graph import Site
 from rewriter.judge import Judge
@@ -140,6 +141,25 @@ def apply(
 
     made = _plan(sites, in_shapes, matched.chosen, rewrites)
     ending = final_word(job, [Trial(made, rewrites, 0.0)], lambda *_: None, None, partial(put_together, base))
+    settings = {
+        "plan": os.fspath(plan),
+        "exact": saved.exact,
+        "preprocess": given.preprocessing,
+        "random-samples": random_samples,
+        "max-drift": dict(max_drift or {}),
+        "provider": target.provider,
+        "provider-option": dict(target.options),
+        "threads": target.threads,
+        "batch": batch,
+        "shape": {name: list(shape) for name, shape in shapes.items()},
+        "seed": seed,
+        "min-speedup": min_speedup,
+    }
+    command = command_line(
+        "apply",
+        [model],
+        {"o": output, "calibration": calibration, "evaluation": evaluation, **settings, "exact": None},
+    )
     report = told(
         job,
         base,
@@ -149,20 +169,9 @@ def apply(
         remarks=(*remarks, *_doubts(ending)),
         notes=samples.notes,
         samples={"fit": fitted, "choose": 0, "final": len(samples.final)},
-        settings={
-            "plan": os.fspath(plan),
-            "exact": saved.exact,
-            "preprocess": given.preprocessing,
-            "random-samples": random_samples,
-            "max-drift": dict(max_drift or {}),
-            "provider": target.provider,
-            "provider-option": dict(target.options),
-            "threads": target.threads,
-            "batch": batch,
-            "shape": {name: list(shape) for name, shape in shapes.items()},
-            "seed": seed,
-            "min-speedup": min_speedup,
-        },
+        settings=settings,
+        command=command,
+        detailed=bool(reports),
     )
     wanted.write(report, ending.model)
     return result(job, ending, report)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rewriter import graph, latency, parting, prepare, runtime
+from rewriter.closeup import Closeup, look
+from rewriter.command import command_line
 from rewriter.conv import Ints
 from rewriter.drift import Drift
 from rewriter.errors import OptionError
@@ -131,6 +133,25 @@ def compare(
         located=locate,
         parting=place,
     )
+    settings = {
+        "preprocess": given.preprocessing,
+        "max-drift": dict(max_drift or {}),
+        "strict": strict,
+        "min-speedup": min_speedup,
+        "max-load": max_load,
+        "max-memory": max_memory,
+        "provider": provider,
+        "provider-option": dict(target.options),
+        "threads": threads,
+        "batch": batch,
+        "shape": {name: list(shape) for name, shape in (shapes or {}).items()},
+        "seed": seed,
+        "locate": locate,
+    }
+    closeup = Closeup()
+    if reports:
+        progress("profiling", 0, 0)
+        closeup = look(judge, first, second, True, feeds, target)
     report = Report(
         model=first.label.strip("'"),
         verdict=_verdict(comparison, gates, whole, timing, limits, heavy),
@@ -150,24 +171,14 @@ def compare(
             *remarks,
             *(each.warning for each in verdicts if each.warning is not None),
             *(said for each in (first, second) for said in elsewhere(each, feeds, target, each.label)),
+            *closeup.warnings,
         ),
-        environment=runtime.versions(),
-        settings={
-            "preprocess": given.preprocessing,
-            "max-drift": dict(max_drift or {}),
-            "strict": strict,
-            "min-speedup": min_speedup,
-            "max-load": max_load,
-            "max-memory": max_memory,
-            "provider": provider,
-            "provider-option": dict(target.options),
-            "threads": threads,
-            "batch": batch,
-            "shape": {name: list(shape) for name, shape in (shapes or {}).items()},
-            "seed": seed,
-            "locate": locate,
-        },
+        environment={**runtime.versions(), **runtime.deployment(target)},
+        settings=settings,
         comparison=comparison,
+        times=closeup.times,
+        outputs=closeup.outputs,
+        command=command_line("compare", [before, after], {"evaluation": evaluation, **settings}),
         notes=samples.notes,
     )
     wanted.write(report, None)

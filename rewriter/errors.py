@@ -3,6 +3,7 @@
     RewriterError               a user can mend it: one line on the terminal, exit status 1
     ├── ModelError              the model cannot be read, checked or run
     ├── PlanError               a saved plan cannot be read, or does not fit the model
+    ├── ReportError             a written report cannot be read
     ├── SampleError             calibration or evaluation samples are missing or unfit
     ├── ProviderError           the execution provider cannot be used on this machine
     ├── OutputError             the result cannot be written where it was asked for
@@ -24,6 +25,10 @@ class ModelError(RewriterError):
 
 class PlanError(RewriterError):
     """A saved plan cannot be read, or does not fit the model."""
+
+
+class ReportError(RewriterError):
+    """A written report cannot be read."""
 
 
 class SampleError(RewriterError):

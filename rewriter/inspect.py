@@ -1,14 +1,15 @@
 """`inspect`: a trained model in; its layers with their costs, and which passes have a form for each, out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import passes as catalogue
 from rewriter import fitting, graph, prepare, runtime
 from rewriter.conv import Grid, Ints, Refusal
 from rewriter.graph import Layer, Model
+from rewriter.profile import inventory as layers_of
 from rewriter.profile import profile as profiled
 from rewriter.report import Inspection, LayerReport
-from rewriter.runtime import Session, Target
+from rewriter.runtime import Target
 
 
 def inspect(
@@ -42,14 +43,7 @@ def inspect(
     original = graph.load(model)
     feeds = prepare.plain_feeds(original, batch, shapes or {})
     inputs = {name: array.shape for name, array in feeds.items()}
-    fixed = graph.with_shapes(original, inputs)
-
-    def measured(names: Sequence[str]) -> dict[str, Ints]:
-        recorder, outputs = graph.recorder(fixed, (), names)
-        found = Session(recorder, Target(spinning=False), original.label).run(feeds, list(outputs.values()))
-        return {name: tuple(found[output].tolist()) for name, output in outputs.items()}
-
-    inventory = graph.inventory(fixed, measured)
+    fixed, inventory = layers_of(original, feeds)
     forms = _forms(original, target)
     times = profiled(fixed, inventory.layers, feeds, target) if profile else None
     layers = []

@@ -70,6 +70,11 @@ class Judge:
                 budget.check_reachable(self._verdicts(self._measure(original, samples)), what)
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs, in the original's order."""
+        return self._outputs
+
+    @property
     def start(self) -> float:
         """A squared relative L2 drift to start the search from."""
         guesses = [_as_rel_l2(each) for each in self.budgets]
@@ -99,8 +104,17 @@ class Judge:
     def _verdicts(self, measured: Sequence[Drift]) -> tuple[Verdict, ...]:
         return budget.within(measured, self.budgets, self._strict)
 
+    def final_outputs(self, model: Model) -> Iterator[tuple[Outputs, Outputs]]:
+        """What the original and a model give on the final samples, batch after batch, in their order."""
+        return ((before, after) for before, after, _ in self._pairs(model, self._final))
+
     def _measure(self, model: Model, samples: Samples) -> tuple[Drift, ...]:
         meter = Meter(self._outputs, custom=self._custom, seed=self._seed)
+        for before, after, targets in self._pairs(model, samples):
+            meter.update(before, after, targets)
+        return meter.result()
+
+    def _pairs(self, model: Model, samples: Samples) -> Iterator[tuple[Outputs, Outputs, list[Any] | None]]:
         batches = list(samples.batches())
         references = self._kept if samples is self._choosing else []
         while batches:
@@ -110,9 +124,8 @@ class Judge:
             part, batches = batches[: len(references)], batches[len(references) :]
             found = self._run(model, part)
             for (_, targets), before, after in zip(part, references, found, strict=True):
-                meter.update(before, after, targets)
+                yield before, after, targets
             references = []
-        return meter.result()
 
 
 def _first(run: Iterator[Outputs], most_bytes: int) -> list[Outputs]:

@@ -17,6 +17,19 @@ Floats = NDArray[np.float64]
 Custom = Callable[[list[Array], list[Array], Any], float]
 
 
+def by_sample(before: Sequence[Array], after: Sequence[Array]) -> tuple[list[Array], list[Array], int]:
+    """A batch of outputs with the samples along the first axis, and how many these are.
+
+    Where the outputs differ in that axis (boxes of a detector, say) the whole batch is taken for one sample.
+    """
+    before, after = [np.asarray(x) for x in before], [np.asarray(x) for x in after]
+    sizes = {x.shape[0] if x.ndim else None for x in (*before, *after)}
+    size = next(iter(sizes)) if len(sizes) == 1 else None
+    if size is None:
+        return [x[None] for x in before], [x[None] for x in after], 1
+    return before, after, size
+
+
 class Meter:
     """Takes the outputs of both models batch after batch and ends with their drift.
 
@@ -50,8 +63,7 @@ class Meter:
     ) -> None:
         """Takes one batch.
 
-        The first axis of the outputs is the batch. Where the outputs differ in it (boxes of a detector, say)
-        the whole batch is taken for one sample.
+        The first axis of the outputs is the batch; see `by_sample`.
 
         Args:
             before: The original's outputs, in the order of the names.
@@ -61,12 +73,7 @@ class Meter:
         Raises:
             SampleError: A custom measure failed, or the targets do not match the samples in number.
         """
-        before, after = [np.asarray(x) for x in before], [np.asarray(x) for x in after]
-        sizes = {x.shape[0] if x.ndim else None for x in (*before, *after)}
-        size = next(iter(sizes)) if len(sizes) == 1 else None
-        if size is None:
-            before, after = [x[None] for x in before], [x[None] for x in after]
-            size = 1
+        before, after, size = by_sample(before, after)
         if size == 0:
             return
         if targets is not None and len(targets) != size:

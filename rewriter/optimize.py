@@ -8,6 +8,7 @@ from pathlib import Path
 from rewriter import fitting, graph, macs, network, planfile, prepare, refit, rounding, runtime, search, table
 from rewriter.adjoint import output_metrics
 from rewriter.cache import Cache
+from rewriter.command import command_line
 from rewriter.conv import Grid, Ints
 from rewriter.frontier import trace
 from rewriter.judge import Judge
@@ -251,6 +252,39 @@ def optimize(
             gradients=draws,
         )
         plan_text = planfile.to_json(saved)
+    settings = {
+        "exact": exact,
+        "preprocess": given.preprocessing,
+        "random-samples": random_samples,
+        "max-drift": budgets,
+        "strict": strict,
+        "max-macs": max_macs,
+        "frontier": frontier,
+        "passes": [each.name for each in chosen_passes],
+        "exclude": list(exclude),
+        "provider": provider,
+        "provider-option": dict(target.options),
+        "threads": threads,
+        "batch": batch,
+        "shape": {name: list(shape) for name, shape in shapes.items()},
+        "seed": seed,
+        "min-speedup": min_speedup,
+        "max-load": max_load,
+        "max-memory": max_memory,
+        "no-cache": not cache,
+    }
+    command = command_line(
+        "optimize",
+        [model],
+        {
+            "o": output,
+            "calibration": calibration,
+            "evaluation": evaluation,
+            "save-plan": save_plan,
+            **settings,
+            "passes": passes,
+        },
+    )
     report = told(
         job,
         base,
@@ -265,29 +299,11 @@ def optimize(
         remarks=(*remarks, *cut_short),
         notes=(*samples.notes, *(() if kept is None else kept.notes)),
         samples={"fit": fitted, "choose": len(samples.choosing), "final": len(samples.final)},
-        settings={
-            "exact": exact,
-            "preprocess": given.preprocessing,
-            "random-samples": random_samples,
-            "max-drift": budgets,
-            "strict": strict,
-            "max-macs": max_macs,
-            "frontier": frontier,
-            "passes": [each.name for each in chosen_passes],
-            "exclude": list(exclude),
-            "provider": provider,
-            "provider-option": dict(target.options),
-            "threads": threads,
-            "batch": batch,
-            "shape": {name: list(shape) for name, shape in shapes.items()},
-            "seed": seed,
-            "min-speedup": min_speedup,
-            "max-load": max_load,
-            "max-memory": max_memory,
-            "no-cache": not cache,
-        },
+        settings=settings,
         max_macs=max_macs,
         frontier=points,
+        command=command,
+        detailed=bool(reports),
     )
     wanted.write(report, ending.model, plan_text)
     return result(job, ending, report)

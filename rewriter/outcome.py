@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rewriter import files, graph, runtime
+from rewriter.closeup import Closeup, look
 from rewriter.conv import Cost, Refusal
 from rewriter.errors import OutputError
 from rewriter.graph import Model
@@ -110,9 +113,32 @@ def told(
     notes: tuple[str, ...] = (),
     max_macs: float | None = None,
     frontier: tuple[Point, ...] = (),
+    command: tuple[str, ...] = (),
+    detailed: bool = False,
 ) -> Report:
-    """All that is known of a run; `base` is the original with its exact steps done."""
+    """All that is known of a run.
+
+    Args:
+        job: What was asked for.
+        base: The original with its exact steps done.
+        sites: What every site was and became.
+        refusals: Why nodes stay as they are.
+        ending: The final word.
+        samples: How many samples were for what.
+        settings: The options in effect.
+        rounds: The record of the search.
+        remarks: Warnings beside those of the ending.
+        notes: What is worth knowing.
+        max_macs: What the multiply-adds were bounded by.
+        frontier: The trade-off.
+        command: What does it again.
+        detailed: Whether to measure where the time goes and look at single samples, too, for files to show.
+    """
     improved = ending.accepted is not None
+    closeup = Closeup()
+    if detailed:
+        job.progress("profiling", 0, 0)
+        closeup = look(job.judge, job.original, ending.looked_at, improved, job.feeds, job.target)
     steps: tuple[str, ...] = (
         () if base is job.original else (f"{len(job.original.pinned)} weights are no longer graph inputs",)
     )
@@ -136,14 +162,26 @@ def told(
         drift=ending.drift,
         latency=ending.latency,
         expenses=() if ending.latency is None else job.limits.expenses(ending.latency),
-        rounds=tuple(rounds),
+        rounds=tuple(replace(each, chosen=_is(each, ending.accepted)) for each in rounds),
         samples=dict(samples),
-        warnings=(*remarks, *ending.warnings, *away),
-        environment=runtime.versions(),
+        warnings=(*remarks, *ending.warnings, *away, *closeup.warnings),
+        environment={**runtime.versions(), **runtime.deployment(job.target)},
         settings=dict(settings),
         max_macs=max_macs,
         frontier=frontier,
         notes=notes,
+        times=closeup.times,
+        outputs=closeup.outputs,
+        command=command,
+    )
+
+
+def _is(round_: Round, trial: Trial | None) -> bool:
+    """Whether a round is that of a trial."""
+    return trial is not None and (round_.sites, round_.predicted_drift, round_.budget_share) == (
+        len(trial.plan.rewritten),
+        float(np.sqrt(trial.plan.drift)),
+        trial.usage,
     )
 
 

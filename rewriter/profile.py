@@ -13,8 +13,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rewriter import graph, runtime
-from rewriter.graph import Layer, Model, Node
-from rewriter.runtime import Kernel, Target
+from rewriter.conv import Ints
+from rewriter.graph import Inventory, Layer, Model, Node
+from rewriter.runtime import Kernel, Session, Target
 from rewriter.samples import Feeds
 
 # The kernel of a layer has the name of its operator in its own: FusedConv, Gemm for a MatMul and an Add.
@@ -33,31 +34,81 @@ class Profile:
         layers: Milliseconds of the layers by their output, fused activations and additions included; layers
             that no kernel was found for are not among them.
         others: Milliseconds of all other kernels by operator, the most first.
+        operators: Milliseconds of all kernels by the runtime's operator, the most first.
     """
 
     total_ms: float
     layers: Mapping[str, float]
     others: Mapping[str, float]
+    operators: Mapping[str, float]
 
 
-def profile(model: Model, layers: Sequence[Layer], feeds: Feeds, target: Target) -> Profile:
+def inventory(model: Model, feeds: Feeds) -> tuple[Model, Inventory]:
+    """The model with its inputs fixed to the sizes that it is fed, and its layers.
+
+    Raises:
+        ModelError: The model cannot be run where that is needed to tell a shape.
+    """
+    fixed = graph.with_shapes(model, {name: array.shape for name, array in feeds.items()})
+
+    def measured(names: Sequence[str]) -> dict[str, Ints]:
+        recorder, outputs = graph.recorder(fixed, (), names)
+        found = Session(recorder, Target(spinning=False), model.label).run(feeds, list(outputs.values()))
+        return {name: tuple(found[output].tolist()) for name, output in outputs.items()}
+
+    return fixed, graph.inventory(fixed, measured)
+
+
+def profile(
+    model: Model,
+    layers: Sequence[Layer],
+    feeds: Feeds,
+    target: Target,
+    *,
+    original: Model | None = None,
+    seconds: float = 3.0,
+) -> Profile:
     """Runs a model under ONNX Runtime's profiler.
 
     Args:
         model: The model.
-        layers: Its layers.
+        layers: Its layers, or those of the original.
         feeds: What to run it on.
         target: How it is deployed.
+        original: The model that it was made from, if its times are to be told to the layers of that: what
+            makes a new tensor belongs to the layer that the tensor is on the way to.
+        seconds: About how long.
 
     Raises:
         ModelError: It cannot be loaded or run.
     """
     model = graph.named(model)  # or the runtime's kernels would be numbered only
     data = model.bytes()
-    kernels = runtime.profiled(data, feeds, target)
+    kernels = runtime.profiled(data, feeds, target, seconds=seconds)
     optimised = graph.flow(graph.load(runtime.optimized(data, target)))
-    made = _made(kernels, graph.flow(model), optimised)
-    return _told(kernels, made, graph.flow(model), {layer.output for layer in layers})
+    nodes = graph.flow(model)
+    made = _made(kernels, nodes, optimised)
+    outputs = {layer.output for layer in layers}
+    if original is None:
+        return _told(kernels, made, nodes, outputs, ())
+    theirs = graph.flow(original)
+    ends = _ends(nodes, {name for node in theirs for name in node.outputs})
+    new = [any(name in ends for name in names) for names in made]
+    told = [tuple(ends.get(name, name) for name in names) for names in made]
+    return _told(kernels, told, theirs, outputs, new)
+
+
+def _ends(nodes: Sequence[Node], known: Collection[str]) -> dict[str, str]:
+    """For every tensor that is not among the known ones, the first of these that is made of it."""
+    ends: dict[str, str] = {}
+    for node in reversed(nodes):
+        first = next(
+            (name if name in known else ends[name] for name in node.outputs if name in known or name in ends),
+            None,
+        )
+        if first is not None:
+            ends.update((name, first) for name in (*node.outputs, *node.inputs) if name not in known)
+    return ends
 
 
 def elsewhere(model: Model, feeds: Feeds, target: Target, label: str) -> tuple[str, ...]:
@@ -100,22 +151,29 @@ def _told(
     made: Sequence[tuple[str, ...]],
     nodes: Sequence[Node],
     outputs: Collection[str],
+    new: Sequence[bool],
 ) -> Profile:
+    """Times told to layers; a kernel that `new` marks is a layer's whatever its operator is."""
     makers = {name: node for node in nodes for name in node.outputs}
     computed = {name for names in made for name in names}
     layers: dict[str, float] = {}
     others: dict[str, float] = {}
-    for kernel, names in zip(kernels, made, strict=True):
+    operators: dict[str, float] = {}
+    for index, (kernel, names) in enumerate(zip(kernels, made, strict=True)):
         layer = None
         kind = kernel.op_type
-        if _LAYERS.search(kind):
+        operators[kind] = operators.get(kind, 0.0) + kernel.ms
+        if _LAYERS.search(kind) or (new and new[index]):
             layer = _behind(names, makers, computed.difference(names), outputs)
             if layer is None and names:  # a normalisation that is run as a convolution, say
                 kind = makers[names[0]].op_type
         into, key = (others, kind) if layer is None else (layers, layer)
         into[key] = into.get(key, 0.0) + kernel.ms
-    ranked = dict(sorted(others.items(), key=lambda item: -item[1]))
-    return Profile(sum(kernel.ms for kernel in kernels), layers, ranked)
+    return Profile(sum(kernel.ms for kernel in kernels), layers, _ranked(others), _ranked(operators))
+
+
+def _ranked(times: Mapping[str, float]) -> dict[str, float]:
+    return dict(sorted(times.items(), key=lambda item: -item[1]))
 
 
 def _behind(

@@ -61,6 +61,7 @@ class Round:
             budgets its relative L2 drift.
         predicted_ms: Sum of the sites' latencies; None where nothing was timed.
         within_budget: Whether it fits with a margin; without budgets everything does.
+        chosen: Whether this is the model that was made.
     """
 
     sites: int
@@ -68,6 +69,7 @@ class Round:
     budget_share: float
     predicted_ms: float | None
     within_budget: bool
+    chosen: bool = False
 
 
 class Clock(Protocol):

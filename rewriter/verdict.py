@@ -62,7 +62,18 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ending:
-    """The final word: the trial that passed, or None, and what was measured on the way."""
+    """The final word: the trial that passed, or None, and what was measured on the way.
+
+    Attributes:
+        accepted: The trial that passed.
+        verdict: One sentence.
+        model: The model of that trial.
+        drift: Of the last model that was looked at, the accepted one if there is one.
+        gates: The budgets, and what was measured of it against them.
+        latency: Of the last that was timed.
+        warnings: What is worth a warning.
+        looked_at: The last model that was looked at; None where there was none.
+    """
 
     accepted: Trial | None
     verdict: str
@@ -71,6 +82,7 @@ class Ending:
     gates: tuple[Gate, ...] = ()
     latency: Latency | None = None
     warnings: tuple[str, ...] = ()
+    looked_at: Model | None = None
 
 
 def final_word(
@@ -121,7 +133,7 @@ def final_word(
         over = [gate for gate in gates if not gate.passed]
         if over:
             verdict = f"Nothing was written: on the final samples {told_gates(over)}."
-            ending = Ending(None, verdict, None, measured, gates, ending.latency, warnings)
+            ending = Ending(None, verdict, None, measured, gates, ending.latency, warnings, model)
             excess = max(verdict.share for verdict in verdicts)
             most_drift = trial.plan.drift * min(max((_AIM / excess) ** 2, _RETREAT[0]), _RETREAT[1])
             queue = [other for other in queue if other.plan.drift <= most_drift]
@@ -150,7 +162,7 @@ def final_word(
                 f"{share}{timing.speedup:.2f} times as fast (95 % interval {timing.speedup_low:.2f} to "
                 f"{timing.speedup_high:.2f}), {told}."
             )
-            return Ending(trial, verdict, model, measured, gates, timing, warnings)
+            return Ending(trial, verdict, model, measured, gates, timing, warnings, model)
         if fast:
             why = f"{timing.speedup:.2f} times as fast, but {' and '.join(map(overrun, heavy))}"
             verdict = f"Nothing was written: {kept} and {why}."
@@ -160,7 +172,7 @@ def final_word(
                 f"Nothing was written: {kept}, but {timing.speedup:.2f} times as fast, at least "
                 f"{timing.speedup_lower:.2f} at 99.9 % confidence where {job.min_speedup:g} was asked."
             )
-        ending = Ending(None, verdict, None, measured, gates, timing, warnings)
+        ending = Ending(None, verdict, None, measured, gates, timing, warnings, model)
         if fast and trial.plan.added_bytes > 0:
             most_drift = min(most_drift, trial.plan.drift)
             most_bytes = trial.plan.added_bytes * _MARGIN * min(each.allowed_growth for each in heavy)

@@ -1,13 +1,31 @@
-"""Two reports for the tests: one of a rewritten model with names that want to be markup, one of a refusal."""
+"""Reports for the tests: of a rewritten model with names that want to be markup, plain and in all detail,
+of a refusal, and of a comparison.
+"""
 
 import math
 from dataclasses import replace
 
+import numpy as np
+
+from rewriter import pictures
 from rewriter.conv import Cost, Refusal
 from rewriter.drift import Drift
 from rewriter.latency import Latency
 from rewriter.limits import Expense
-from rewriter.report import Gate, Report, SiteReport
+from rewriter.parting import Parting, Place
+from rewriter.report import (
+    Comparison,
+    Gate,
+    LayerTime,
+    OperatorTime,
+    OutputDrift,
+    Picture,
+    Point,
+    Report,
+    SiteReport,
+    Times,
+    WorstSample,
+)
 from rewriter.search import Round
 
 EVIL = "a|b`c`[bold]<script>alert(1)</script>\x1b[2J\nnew @user _x_"
@@ -124,4 +142,77 @@ REFUSED = replace(
     expenses=(),
     rounds=(),
     warnings=(),
+)
+
+
+def picture(height=40, width=48):
+    """A picture of a gradient with a spot that comes out darker."""
+    before = np.tile(np.linspace(0.0, 1.0, width), (1, height, 1)).reshape(height, width, 1)
+    after = before.copy()
+    after[8:16, 8:16] *= 0.9
+    shown = [pictures.png(each) for each in pictures.shown(before, after)]
+    return Picture(width, height, shown[0], shown[1], shown[2], pictures.GAIN)
+
+
+def _point(sites, drift, speedup, chosen=False):
+    measured = (Drift("rel_l2", None, drift, drift * 0.9, drift * 1.1, 200, 3),)
+    return Point(sites, 0.5, drift * 0.8, measured, 1.5, speedup, speedup * 0.9, speedup * 1.1, chosen)
+
+
+DETAILED = replace(
+    REWRITTEN,
+    rounds=(
+        Round(2, 0.03, 0.6, 1.2, True, chosen=True),
+        Round(1, 0.01, 0.2, 2.0, True),
+        Round(2, 0.09, 1.8, 1.0, False),
+    ),
+    frontier=(_point(1, 0.004, 1.2), _point(2, 0.0312, 1.98, chosen=True), _point(3, 0.2, 3.1)),
+    latency=replace(
+        REWRITTEN.latency,
+        before_times_ms=tuple(2.39 + 0.01 * (index % 7) for index in range(100)),
+        after_times_ms=tuple(1.2 + 0.01 * (index % 5) for index in range(100)),
+    ),
+    times=Times(
+        2.2,
+        1.3,
+        (
+            LayerTime("stem", "Conv", 1.1, 0.4),
+            LayerTime(EVIL, "Conv", 0.9, 0.7),
+            LayerTime("gate|1", "Conv", None, None),
+            LayerTime("head", "Conv", 0.05, 0.05),
+            LayerTime("scores", "Gemm", 0.1, 0.1),
+        ),
+        (
+            OperatorTime("Conv", 2.0, 1.1),
+            OperatorTime(EVIL, 0.1, 0.1),
+            *(OperatorTime(f"Small{index}", 0.01, 0.01) for index in range(10)),
+        ),
+    ),
+    outputs=(
+        OutputDrift(
+            EVIL,
+            (1, 40, 48),
+            tuple(0.01 + 0.001 * index for index in range(50)),
+            (WorstSample(49, 0.059, picture()), WorstSample(48, 0.058)),
+        ),
+        OutputDrift("scores", (10,), (0.01, math.inf), (WorstSample(1, math.inf),)),
+    ),
+    command=("rewriter", "optimize", "in.onnx", "-o", "my out.onnx", "--max-drift", "rel_l2=0.05"),
+)
+
+COMPARED = replace(
+    DETAILED,
+    verdict="Failed: the outputs are different (rel_l2 0.0312 of 0.02 on 200 samples).",
+    improved=False,
+    sites=(),
+    refusals=(),
+    steps=(),
+    before=None,
+    after=None,
+    gates=(Gate("rel_l2", 0.02, 0.0312, 0.0298, 0.0327, 200, False),),
+    rounds=(),
+    frontier=(),
+    comparison=Comparison(
+        "out.onnx", False, False, None, True, Parting(None, None, Place("x", "stem", "Conv"), None, 0.5)
+    ),
 )

@@ -15,7 +15,7 @@ from example_report import REFUSED, REWRITTEN
 from rewriter import cache, cli, errors
 from rewriter.cache import Cache, Time
 from rewriter.progress import logged as progress_of_a_command
-from rewriter.report import Report
+from rewriter.report import Report, rendered, write
 
 BASIC = ["optimize", "in.onnx", "-o", "out.onnx", "--calibration", "samples.npz"]
 
@@ -403,3 +403,32 @@ def test_a_cache_that_cannot_be_cleared_is_one_line(run, monkeypatch):
 
     monkeypatch.setattr(cache, "clear", refuse)
     assert run("cache", "clear") == (1, "", "Error: cannot clear the cache: 'a.json': Permission denied\n")
+
+
+def test_report_draws_again(run, tmp_path):
+    source = tmp_path / "result.json"
+    write(REWRITTEN, source)
+    paths = [tmp_path / f"again{suffix}" for suffix in (".html", ".md", ".json")]
+    status, out, err = run("report", source, *(word for path in paths for word in ("-o", path)))
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [f"Wrote {path}" for path in paths]
+    for path in paths:
+        assert path.read_bytes() == rendered(REWRITTEN, path)
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "message"),
+    [
+        ("a.pdf", 2, "has the suffix .pdf; known are .html, .json, .md"),
+        ("none/a.html", 1, "there is no folder"),
+        ("bad.json", 1, "is the input"),
+        ("a.html", 1, "is no report of optimize, apply or compare"),
+    ],
+)
+def test_report_refuses_in_one_line(run, tmp_path, output, status, message):
+    (tmp_path / "bad.json").write_text("{}")
+    found, out, err = run("report", tmp_path / "bad.json", "-o", tmp_path / output)
+    assert (found, out) == (status, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.json"]

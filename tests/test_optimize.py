@@ -50,6 +50,9 @@ KEYS = [
     "max_macs",
     "frontier",
     "notes",
+    "times",
+    "outputs",
+    "command",
 ]
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rewriter.conv import Refusal
 from rewriter.errors import OptionError, OutputError
 from rewriter.report import check_path, to_json, to_markdown, to_terminal, words, write
+from rewriter.report.as_html import to_html
 
 
 def terminal(report, width=80, **options):
@@ -231,7 +232,9 @@ def test_terminal_without_measurements():
 # Files
 
 
-@pytest.mark.parametrize(("name", "view"), [("a.json", to_json), ("b.md", to_markdown), ("C.JSON", to_json)])
+@pytest.mark.parametrize(
+    ("name", "view"), [("a.json", to_json), ("b.md", to_markdown), ("C.JSON", to_json), ("d.html", to_html)]
+)
 def test_write(tmp_path, name, view):
     path = tmp_path / name
     path.write_text("older")
@@ -251,7 +254,7 @@ def test_write_gives_the_usual_permissions(tmp_path):
 @pytest.mark.parametrize("name", ["a.pdf", "a", "json"])
 def test_unknown_suffix(tmp_path, name):
     for ask in (check_path, lambda path: write(REWRITTEN, path)):
-        with pytest.raises(OptionError, match=r"known are \.json, \.md"):
+        with pytest.raises(OptionError, match=r"known are \.html, \.json, \.md"):
             ask(tmp_path / name)
 
 

@@ -287,6 +287,15 @@ def test_a_device_that_cannot_be_told_apart_has_no_conditions(monkeypatch) -> No
 
 def test_versions_name_what_a_measurement_depends_on() -> None:
     found = runtime.versions()
-    assert list(found) == ["onnxruntime", "providers", "processor", "cores", "system", "python"]
+    assert list(found) == [
+        "onnxruntime",
+        "providers",
+        "processor",
+        "cores",
+        "system",
+        "python",
+        "numpy",
+        "rewriter",
+    ]
     assert all(found.values())
     assert int(found["cores"]) >= 1

@@ -15,6 +15,7 @@ from rewriter.cli.cache import cache
 from rewriter.cli.compare import compare
 from rewriter.cli.inspect import inspect
 from rewriter.cli.optimize import optimize
+from rewriter.cli.report import report
 from rewriter.cli.status import FAILED, INTERRUPTED, MISUSED
 from rewriter.errors import OptionError, RewriterError
 from rewriter.version import version
@@ -68,6 +69,7 @@ cli.add_command(apply)
 cli.add_command(cache)
 cli.add_command(compare)
 cli.add_command(inspect)
+cli.add_command(report)
 
 
 def _usage(error: click.ClickException) -> int:

@@ -227,6 +227,6 @@ report = click.option(
     multiple=True,
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="Write a report too; the suffix chooses its form: .json or .md. Repeatable.",
+    help="Write a report too; the suffix chooses its form: .html, .json or .md. Repeatable.",
 )
 quiet = click.option("-q", "--quiet", is_flag=True, help="Only the verdict: no progress, no tables.")

@@ -21,12 +21,12 @@ def to_json(report: Report | Inspection) -> str:
     The same report gives the same text. Numbers that JSON does not have are the strings `"NaN"`, `"Infinity"`
     and `"-Infinity"`, which Python's `float` and JavaScript's `Number` read back; null is "not measured".
     """
-    values = _plain(report)
+    values = plain(report)
     ordered = {"schema_version": values.pop("schema_version"), **values}
     return _lines(ordered, "") + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value in JSON's own types; fields keep their order, mappings are sorted."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
@@ -39,13 +39,13 @@ def _plain(value: Any) -> Any:
             return value
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(value[key]) for key in sorted(value, key=str)}
+        return {str(key): plain(value[key]) for key in sorted(value, key=str)}
     if isinstance(value, set | frozenset):
-        return sorted(map(_plain, value), key=str)
+        return sorted(map(plain, value), key=str)
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     # A setting may be an object, such as a function that yields samples; its address changes with every run.
     name = getattr(value, "__qualname__", None)
     return name if name else str(value) if hasattr(value, "__fspath__") else type(value).__qualname__

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from rewriter.conv import Cost, Ints, Refusal
 from rewriter.drift import Drift
 from rewriter.latency import Latency
 from rewriter.limits import Expense
 from rewriter.parting import Parting
+from rewriter.report.details import OutputDrift, Times
 from rewriter.search import Round
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 2
+"""Of the JSON that a report is written as; `read` takes all versions up to this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,10 @@ class Report:
         frontier: the trade-off of speed against drift, by growing predicted drift; empty where it was not
             asked for.
         notes: what is worth knowing of how the figures came about and no cause for concern.
+        times: where the time of a run goes in both models; None where no report was asked for, or there is no
+            second model.
+        outputs: how each output drifts, sample by sample; empty likewise.
+        command: the command line that does it again; empty where something was given that has no name there.
     """
 
     model: str
@@ -154,12 +162,15 @@ class Report:
     latency: Latency | None
     expenses: tuple[Expense, ...]
     rounds: tuple[Round, ...]
-    samples: dict[str, int]
+    samples: Mapping[str, int]
     warnings: tuple[str, ...]
-    environment: dict[str, str]
-    settings: dict[str, object]
+    environment: Mapping[str, str]
+    settings: Mapping[str, object]
     comparison: Comparison | None = None
     max_macs: float | None = None
     frontier: tuple[Point, ...] = ()
     notes: tuple[str, ...] = ()
+    times: Times | None = None
+    outputs: tuple[OutputDrift, ...] = ()
+    command: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION

@@ -14,7 +14,16 @@ from rewriter.report.as_json import to_json
 from rewriter.report.as_markdown import to_markdown
 from rewriter.report.content import Report
 
-VIEWS: Final[Mapping[str, Callable[[Report], str]]] = MappingProxyType({".json": to_json, ".md": to_markdown})
+
+def _page(report: Report) -> str:
+    from rewriter.report.as_html import to_html  # loads what draws; few runs need it
+
+    return to_html(report)
+
+
+VIEWS: Final[Mapping[str, Callable[[Report], str]]] = MappingProxyType(
+    {".html": _page, ".json": to_json, ".md": to_markdown}
+)
 
 
 def check_path(path: str | os.PathLike[str]) -> None:

@@ -114,7 +114,7 @@ def drift_rows(report: Report) -> list[DriftRow]:
 
 def site_rows(report: Report) -> list[SiteRow]:
     """The rewritten convolutions in the order of the graph."""
-    return [_site_row(site) for site in report.sites if site.became is not None]
+    return [site_row(site) for site in report.sites if site.became is not None]
 
 
 def kept_sentence(report: Report) -> str:
@@ -216,10 +216,12 @@ def _with_unit(text: str, measure: str) -> str:
     return f"{text} {unit}".rstrip()
 
 
-def _site_row(site: SiteReport) -> SiteRow:
+def site_row(site: SiteReport) -> SiteRow:
+    """A convolution; what the network gains beyond its whole time counts as all of it."""
     latency = None
     if site.latency_before_ms is not None and site.latency_after_ms is not None:
-        latency = (words.figure(site.latency_before_ms), words.figure(site.latency_after_ms))
+        times = (site.latency_before_ms, site.latency_after_ms)
+        latency = (words.figure(max(times[0], 0.0)), words.figure(max(times[1], 0.0)))
     rounding = None
     if site.rounding_error is not None and site.direct_rounding_error is not None:
         rounding = (words.figure(site.direct_rounding_error), words.figure(site.rounding_error))

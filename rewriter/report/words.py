@@ -41,6 +41,13 @@ def milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{figure(value)} ms"
 
 
+def turned(before: float | None, after: float | None) -> str:
+    """Times before and after: `2.39 → 1.21 ms`; one where the other was not measured."""
+    if before is None or after is None:
+        return milliseconds(after if before is None else before)
+    return f"{figure(before)} → {milliseconds(after)}"
+
+
 CLOCKS: Final[Mapping[str, str]] = MappingProxyType(
     {"processor": "time of the processor", "wall": "time on the wall"}
 )

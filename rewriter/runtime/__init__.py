@@ -1,6 +1,6 @@
 """ONNX Runtime: sessions with pinned options, their profiles, and what this machine and its build offer."""
 
-from rewriter.runtime.machine import conditions, versions
+from rewriter.runtime.machine import conditions, deployment, versions
 from rewriter.runtime.profiler import Kernel, optimized, profiled
 from rewriter.runtime.providers import PROVIDERS, check_provider
 from rewriter.runtime.session import ModelSource, Session, Spec
@@ -17,6 +17,7 @@ __all__ = [
     "check_provider",
     "conditions",
     "cores",
+    "deployment",
     "optimized",
     "profiled",
     "versions",

@@ -8,10 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnxruntime as ort
 
 from rewriter.runtime.providers import PROVIDERS
 from rewriter.runtime.target import Target, cores
+from rewriter.version import version
 
 # What computes on the processor itself; the others have devices of their own.
 _ON_PROCESSOR: Final = frozenset({"acl", "armnn", "cpu", "dnnl", "xnnpack"})
@@ -26,6 +28,21 @@ def versions() -> dict[str, str]:
         "cores": str(cores()),
         "system": platform.platform(),
         "python": platform.python_version(),
+        "numpy": np.__version__,
+        "rewriter": version() or "not installed",
+    }
+
+
+def deployment(target: Target) -> dict[str, str]:
+    """Returns how sessions run a model on a target, in words."""
+    return {
+        "execution provider": PROVIDERS[target.provider][0],
+        **{f"option {name}": value for name, value in target.options},
+        "threads of an operator": "ONNX Runtime's default" if target.threads is None else str(target.threads),
+        "idle threads": "spin" if target.spinning else "sleep",
+        "graph optimisations": "all",
+        "execution": "one operator at a time",
+        "memory arena": "on" if target.arena else "off",
     }
 
 
