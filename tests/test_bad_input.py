@@ -97,6 +97,7 @@ def test_models(run, model, words):
     ("source", "words"),
     [
         ("missing.npz", ["missing.npz: there is no such file", "check the path"]),
+        ("folder", ["folder: there are no images", "check the path"]),
         ("text.npz", ["text.npz: not an .npz file", "write it with numpy.savez"]),
         ("none.npz", ["none.npz: there are no samples in it", "give at least one"]),
         ("name.npz", ["missing input 'x'; found 'image', the model takes 'x'", "name the arrays so"]),
