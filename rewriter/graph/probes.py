@@ -92,7 +92,7 @@ def _model(
     names = Names({"x", "y", "shortcut"})
     given, wanted = (names.new("before_output"), names.new("conv_part")) if within else ("x", "y")
     if within:
-        graph.node.append(_neighbour("x", given, names.new("before")))
+        graph.node.append(_neighbour("x", given, names.new("before"), len(out_shape) - 2))
     tensor = names.new("conv_output") if followers else wanted
     emitted = emit(rewrite, "conv", given, tensor, names, opset, in_size)
     graph.node.extend(emitted.nodes)
@@ -118,7 +118,7 @@ def _model(
         node.output[:] = [tensor]
         graph.node.append(node)
     if within:
-        graph.node.append(_neighbour(wanted, "y", names.new("behind")))
+        graph.node.append(_neighbour(wanted, "y", names.new("behind"), len(out_shape) - 2))
     declare = onnx.helper.make_tensor_value_info
     graph.input.extend(declare(name, onnx.TensorProto.FLOAT, list(shape)) for name, shape in inputs.items())
     graph.output.append(declare("y", onnx.TensorProto.FLOAT, list(out_shape)))
@@ -128,6 +128,6 @@ def _model(
     return bytes(model.SerializeToString())
 
 
-def _neighbour(given: str, output: str, name: str) -> onnx.NodeProto:
-    """A node that does nothing, in ONNX Runtime's own layout."""
-    return onnx.helper.make_node("MaxPool", [given], [output], name, kernel_shape=[1, 1])
+def _neighbour(given: str, output: str, name: str, axes: int) -> onnx.NodeProto:
+    """A node that does nothing, in ONNX Runtime's own layout where it has one."""
+    return onnx.helper.make_node("MaxPool", [given], [output], name, kernel_shape=[1] * axes)

@@ -182,23 +182,27 @@ def _conv(node: onnx.NodeProto, analysis: Analysis, types: Callable[[], Types]) 
     weight, bias = (*arrays, None, None)[:2]
     if weight is None:
         return "it has no weight"
-    if weight.ndim != 4:
-        return f"it is {weight.ndim - 2}-dimensional; only 2-dimensional ones are rewritten"
+    axes = weight.ndim - 2
+    if axes < 1:
+        return f"its weight {list(weight.shape)} has no spatial axis"
     kernel_shape = tuple(attribute(node, "kernel_shape", weight.shape[2:]))
     if kernel_shape != weight.shape[2:]:
         return f"its kernel_shape {list(kernel_shape)} is not that of its weight {list(weight.shape)}"
-    strides = tuple(attribute(node, "strides", (1, 1)))
-    dilations = tuple(attribute(node, "dilations", (1, 1)))
+    strides = tuple(attribute(node, "strides", (1,) * axes))
+    dilations = tuple(attribute(node, "dilations", (1,) * axes))
     auto_pad = attribute(node, "auto_pad", "NOTSET")
     given_pads = tuple(attribute(node, "pads", ()))
     if auto_pad not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         return f"its auto_pad '{auto_pad}' is unknown"
-    if len(strides) != 2 or len(dilations) != 2 or len(given_pads) not in (0, 4):
-        return f"its strides {strides}, pads {given_pads} or dilations {dilations} are not those of two axes"
+    if len(strides) != axes or len(dilations) != axes or len(given_pads) not in (0, 2 * axes):
+        return (
+            f"its strides {strides}, pads {given_pads} or dilations {dilations} are not those of its "
+            f"{axes} spatial axes"
+        )
     pads = explicit_pads(auto_pad, given_pads, kernel_shape, strides, dilations, None)
     if pads is None:
         size = shape(types(), node.input[0])
-        size = size[2:] if size is not None and len(size) == 4 else None
+        size = size[2:] if size is not None and len(size) == weight.ndim else None
         pads = explicit_pads(auto_pad, given_pads, kernel_shape, strides, dilations, size)
     if pads is None:
         return (
