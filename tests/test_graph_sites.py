@@ -84,7 +84,12 @@ def test_same_pads_with_a_dynamic_size(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("body", "weights", "reason"),
     [
-        ("y = Conv(x, w)", {"w": np.ones((2, 3, 3, 3), np.float16)}, "'w' is float16"),
+        ("y = Conv(x, w)", {"w": np.ones((2, 3, 3, 3), np.int32)}, "'w' is int32; only float16"),
+        (
+            "y = Conv(x, w, b)",
+            {"w": np.ones((2, 3, 3, 3), np.float16), "b": np.ones(2, np.float32)},
+            "float16 and its bias float32",
+        ),
         ("y = Conv(x, w)", {"w": np.ones((2, 3), np.float32)}, r"\[2, 3\] has no spatial axis"),
         ("y = Conv(x, w)", {"w": np.full((2, 3, 3, 3), np.nan, np.float32)}, "not finite"),
         ("y = Conv(x, w)", {"w": np.ones((0, 3, 3, 3), np.float32)}, "empty"),

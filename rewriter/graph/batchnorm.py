@@ -94,7 +94,7 @@ def _fold(
     weight = conv.weight * factor.reshape(-1, *(1,) * (conv.weight.ndim - 1))
     bias = ((0.0 if conv.bias is None else conv.bias) - mean) * factor + shift
     with np.errstate(over="ignore"):
-        weight, bias = weight.astype(np.float32), bias.astype(np.float32)
+        weight, bias = weight.astype(conv.weight.dtype), bias.astype(conv.weight.dtype)
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         return None
     return conv.with_(weight=weight, bias=bias)

@@ -57,7 +57,9 @@ def splice(
         if index in places:
             site, rewrite = places[index]
             in_size = in_sizes.get(site.name)
-            emitted = emit(rewrite, site.name, site.input, site.output, given, model.opset, in_size)
+            emitted = emit(
+                rewrite, site.name, site.input, site.output, given, model.opset, in_size, site.dtype
+            )
             graph.node.extend(emitted.nodes)
             graph.initializer.extend(emitted.initializers)
             if proto.ir_version < 4:  # where every initializer must be listed as an input
