@@ -8,6 +8,7 @@
     describe    a model in text                        fingerprint  a digest of what takes time
     nodes       its nodes by name                      inventory  layers with their shapes and costs
     interface   what two models take and give          reach      receptive fields
+    constants   values of nodes on constants alone     scaling    factors and constants behind a convolution
 
 What is not rewritten comes out as it came, byte for byte.
 """

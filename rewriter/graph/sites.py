@@ -19,6 +19,7 @@ from rewriter.graph.followers import Follower, find_followers
 from rewriter.graph.model import Model
 from rewriter.graph.opset import obstacle
 from rewriter.graph.pads import explicit_pads
+from rewriter.graph.scaling import fold_scaling
 from rewriter.graph.scope import Names, bodies, graphs
 from rewriter.graph.types import Types, infer_types, shape
 
@@ -45,11 +46,12 @@ class Site:
     Attributes:
         name: The node's name where it has one of its own, else one made from its output.
         op_type: The operator as the model has it.
-        conv: What it computes, a BatchNormalization behind it folded in, pads explicit; in float32 where the
-            model has float16.
+        conv: What it computes, what scales and shifts its channels behind it folded in, pads explicit; in
+            float32 where the model has float16.
         input: Name of the tensor that it takes.
-        output: Name of the tensor that it gives, behind the BatchNormalization.
-        nodes: Indices of the nodes that a rewrite replaces: the Conv, then the BatchNormalization if any.
+        output: Name of the tensor that it gives, behind what is folded in.
+        nodes: Indices of the nodes that a rewrite replaces: the Conv, then each BatchNormalization, Add, Sub,
+            Mul or Div that is folded in.
         followers: What comes behind and can be computed with it: an Add, an activation, or both in this
             order.
         opset: The version of ONNX's operators that the followers are written in.
@@ -171,12 +173,13 @@ def _site(model: Model, analysis: Analysis, types: Callable[[], Types], index: i
     conv, dtype = found
     indices: tuple[int, ...] = (index,)
     output = node.output[0]
-    after = analysis.only_consumer(output)
-    if after is not None:
-        norm = model.proto.graph.node[after]
-        with_norm = fold_norm(conv, norm, output, analysis, model.opset)
-        if with_norm is not None and _fits(with_norm, dtype):
-            conv, indices, output = with_norm, (index, after), norm.output[0]
+    while (after := analysis.only_consumer(output)) is not None:
+        behind = model.proto.graph.node[after]
+        folds = (fold(conv, behind, output, analysis, model.opset) for fold in (fold_norm, fold_scaling))
+        folded = next((each for each in folds if each is not None), None)
+        if folded is None or not _fits(folded, dtype):
+            break
+        conv, indices, output = folded, (*indices, after), behind.output[0]
     followers = find_followers(model, analysis, output)
     return Site(name, node.op_type, conv, node.input[0], output, indices, followers, model.opset, dtype=dtype)
 
