@@ -144,12 +144,33 @@ def _conv(net: Net) -> None:
     attributes, weight, shape = _drawn_conv(net, given)
     scale = 1.0 / np.sqrt(np.prod(weight[1:]))
     held = [name for name, value in net.weights.items() if value.shape == weight]
-    name = held[0] if held and net.draw(st.booleans()) else net.constant(*weight, scale=scale)
+    if held and net.draw(st.booleans()):
+        name = held[0]
+    else:
+        name = net.constant(*weight, scale=scale)
+        net.weights[name] = _planted(net, net.weights[name])
     inputs = [given.name, _behind(net, name, weight)]
     if net.draw(st.booleans()):
         inputs.append(net.constant(weight[0]))
     net.convolutions += 1
     net.node("Conv", inputs, shape, **attributes)
+
+
+def _planted(net: Net, weight: np.ndarray) -> np.ndarray:
+    """A weight with the structure that exact passes look for, or as it is."""
+    outputs, inputs, *kernel = weight.shape
+    way = net.draw(st.sampled_from(["random", "random", "cropped", "alike", "blocks", "separable"]))
+    keep = np.ones(weight.shape, weight.dtype)
+    if way == "cropped":
+        keep[(slice(None), slice(None), *(slice(max(taps - 2, 0), None) for taps in kernel))] = 0
+        keep = 1 - keep if net.draw(st.booleans()) else keep
+    elif way == "alike":
+        return np.repeat(weight[:1], outputs, axis=0)
+    elif way == "blocks" and outputs % 2 == inputs % 2 == 0:
+        keep[: outputs // 2, inputs // 2 :] = keep[outputs // 2 :, : inputs // 2] = 0
+    elif way == "separable":
+        return np.broadcast_to(weight[..., :1], weight.shape) * weight.dtype.type(0.5)
+    return weight * keep
 
 
 def _behind(net: Net, name: str, shape: tuple[int, ...]) -> str:
