@@ -174,6 +174,29 @@ def test_convolutions_in_bodies_and_functions_are_refused(rng: np.random.Generat
     ]
 
 
+@pytest.mark.parametrize(("op_type", "attributes"), [("Loop", {}), ("Scan", {"num_scan_inputs": 1})])
+def test_convolutions_in_loops_are_refused(
+    rng: np.random.Generator, op_type: str, attributes: dict[str, int]
+) -> None:
+    within = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["t"], "deep")], "within", [], [_any("t")]
+    )
+    picks = helper.make_node("If", ["c"], ["u"], "pick", then_branch=within, else_branch=within)
+    body = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["s"], "inner"), picks], "body", [], [])
+    found = model(f"{IN_OUT} {{ [c] y = Conv(x, w) }}", w=random(rng, 3, 3, 3, 3))
+    proto = found.copy()
+    proto.graph.node.append(
+        helper.make_node(op_type, ["", "c", "x"], ["z"], "around", body=body, **attributes)
+    )
+    sites, refusals = graph.find_sites(found.edited(proto))
+    assert [each.name for each in sites] == ["c"]
+    assert sorted(each.reason for each in refusals) == [
+        "it is in a body of If 'pick'; only the top graph is rewritten",
+        "it is in a body of If 'pick'; only the top graph is rewritten",
+        f"it is in a body of {op_type} 'around'; only the top graph is rewritten",
+    ]
+
+
 def test_names_are_unique(rng: np.random.Generator) -> None:
     weight = random(rng, 3, 3, 1, 1)
     found = model(
