@@ -2,8 +2,8 @@
 
     [M, C/g, y, x]  ->  [R, C/g, y, 1] -> [M, R/G, 1, x] in G groups,        or x first
 
-at the rank that the kernel has up to rounding: a Gaussian or a Sobel filter has rank 1. Zero blocks and taps
-go first, as in `split_groups` and `crop_kernel`.
+at the rank that the kernel has up to rounding: a Gaussian or a Sobel filter has rank 1. Of more axes y and x
+are those of several taps. Zero blocks and taps go first, as in `split_groups` and `crop_kernel`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,8 @@ class ExactSpatial:
 
     def refuse(self, conv: Conv) -> str | None:
         """A kernel without two axes of several taps, or without a rank that makes it cheaper."""
-        if len(conv.kernel_shape) != 2:
-            return f"the kernel {conv.kernel_shape} has not two axes"
-        if min(conv.kernel_shape) < 2:
-            return f"the kernel {conv.kernel_shape} has one tap along an axis and cannot be split"
+        if len(stages.several(conv)) != 2:
+            return f"the kernel {conv.kernel_shape} has not several taps along two axes, no more and no fewer"
         if not self.ranks(conv, Grid()):
             return "it is not separable: neither order of its axes has a rank that makes it cheaper"
         return None
@@ -47,7 +45,7 @@ class ExactSpatial:
     def ranks(self, conv: Conv, grid: Grid) -> Sequence[Rank]:
         """All that have fewer multiply-adds, whether on the grid or not."""
         conv = support.tight(conv)
-        if min(conv.kernel_shape) < 2:
+        if len(stages.several(conv)) != 2:
             return []
         kernels = _kernels(conv)
         return [*_along(conv, kernels, vertical=True), *_along(conv, kernels, vertical=False)]
@@ -68,9 +66,8 @@ def _kernels(conv: Conv) -> list[Level]:
 def _along(conv: Conv, levels: Sequence[Level], vertical: bool) -> Iterator[Rank]:
     """Ranks r with r (n C y q + M x) < WORTHWHILE·M C y x, q the stride along the second axis."""
     outputs, inputs, _ = levels[0].kernel.shape
-    (one, other), later = conv.kernel_shape, conv.strides[1]
-    if not vertical:
-        (other, one), later = conv.kernel_shape, conv.strides[0]
+    first, second = stages.several(conv) if vertical else stages.several(conv)[::-1]
+    one, other, later = conv.kernel_shape[first], conv.kernel_shape[second], conv.strides[second]
     for count in sorted({1, outputs}):
         limit = WORTHWHILE * outputs * inputs * one * other / (count * inputs * one * later + outputs * other)
         largest = 0
@@ -83,10 +80,14 @@ def _along(conv: Conv, levels: Sequence[Level], vertical: bool) -> Iterator[Rank
             yield (largest, 0, count) if vertical else (0, largest, count)
 
 
+def _taps(conv: Conv) -> Iterator[int]:
+    return (conv.kernel_shape[axis] for axis in stages.several(conv))
+
+
 def _unfolded(conv: Conv, levels: Sequence[Level], vertical: bool, count: int) -> Iterator[Array]:
     """Each block of outputs as `[M/n·x, C·y]`, x and y the taps of the second and the first stage."""
     for level in levels:
-        kernel = level.kernel.reshape(*level.kernel.shape[:2], *conv.kernel_shape)
+        kernel = level.kernel.reshape(*level.kernel.shape[:2], *_taps(conv))
         kernel = kernel if vertical else kernel.swapaxes(2, 3)
         for part in np.split(kernel.transpose(0, 3, 1, 2), count):
             yield part.reshape(part.shape[0] * part.shape[1], -1)
@@ -101,8 +102,8 @@ def _chain(conv: Conv, levels: Sequence[Level], vertical: bool, r: int, count: i
     first = np.stack([right for _, right in pairs]).reshape(blocks, r, inputs, -1) * columns[:, None, :, None]
     # [n, M/n·x, r] -> [M, r, x]
     last = np.stack([left for left, _ in pairs]).reshape(conv.out_channels, -1, r).swapaxes(1, 2)
-    axes = (0, 1) if vertical else (1, 0)
+    second = stages.several(conv)[1 if vertical else 0]
     return (
-        stages.along(conv, axes[0], first.reshape(blocks * r, inputs, -1), conv.group),
-        stages.along(conv, axes[1], last * rows[:, None, None], blocks),
+        stages.along(conv, stages.rest(conv, (second,)), first.reshape(blocks * r, inputs, -1), conv.group),
+        stages.along(conv, (second,), last * rows[:, None, None], blocks),
     )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-import numpy as np
-
-from rewriter.conv import Array, Branch, Conv
+from rewriter.conv import Array, Branch, Conv, Ints
 
 
 def pointwise(conv: Conv, weight: Array) -> Conv:
@@ -42,11 +40,23 @@ def earlier(conv: Conv) -> int:
     return prod(stride for stride, taps in zip(conv.strides, conv.kernel_shape, strict=True) if taps > 1)
 
 
-def along(conv: Conv, axis: int, weight: Array, group: int) -> Conv:
-    """A stage `[M', C'/group, taps]` along one axis of two, with the attributes of that axis."""
-    other = 1 - axis
-    strides, pads, dilations = [1, 1], [0, 0, 0, 0], [1, 1]
-    strides[axis], dilations[axis] = conv.strides[axis], conv.dilations[axis]
-    pads[axis], pads[axis + 2] = conv.pads[axis], conv.pads[axis + 2]
-    kernel = np.expand_dims(weight, 2 + other)
-    return Conv(kernel, None, tuple(strides), tuple(pads), tuple(dilations), group)
+def along(conv: Conv, axes: Ints, weight: Array, group: int) -> Conv:
+    """A stage `[M', C'/group, taps]` along some of the axes, in ascending order, with their attributes."""
+    own = [axis in axes for axis in range(len(conv.kernel_shape))]
+
+    def mine(values: Ints, other: int) -> Ints:
+        masks = own * (len(values) // len(own))
+        return tuple(value if one else other for value, one in zip(values, masks, strict=True))
+
+    kernel = weight.reshape(*weight.shape[:2], *mine(conv.kernel_shape, 1))
+    return Conv(kernel, None, mine(conv.strides, 1), mine(conv.pads, 0), mine(conv.dilations, 1), group)
+
+
+def several(conv: Conv) -> Ints:
+    """The axes of several taps."""
+    return tuple(axis for axis, taps in enumerate(conv.kernel_shape) if taps > 1)
+
+
+def rest(conv: Conv, axes: Ints) -> Ints:
+    """All other axes."""
+    return tuple(axis for axis in range(len(conv.kernel_shape)) if axis not in axes)

@@ -145,8 +145,8 @@ def _advance(
 
 
 def apply(rewrite: Rewrite, inputs: Sequence[Array], target: Target) -> list[Array]:
-    """The outputs `[N, M, ...]` of a rewrite for inputs `[N, C, ...]`, one a batch."""
-    session = Session(graph.rewrite_model(rewrite), target)
+    """The outputs `[N, M, ...]` of a rewrite for inputs `[N, C, ...]`, one a batch, in their type."""
+    session = Session(graph.rewrite_model(rewrite, inputs[0].dtype), target)
     (name,), (output,) = session.input_names, session.output_names
     return [session.run({name: batch})[output] for batch in inputs]
 
@@ -161,7 +161,7 @@ def draw(conv: Conv, shapes: Sequence[Ints], seed: int) -> Positions:
 
 
 def patches(conv: Conv, batch: Array, positions: npt.NDArray[np.intp]) -> Array:
-    """What the kernel sees at some output positions of a batch `[N, C, ...]`: float32 `[G, P, K]`."""
+    """What the kernel sees at some output positions of a batch `[N, C, ...]`: `[G, P, K]`, never float16."""
     axes = len(conv.kernel_shape)
     pads = [(0, 0), (0, 0), *zip(conv.pads[:axes], conv.pads[axes:], strict=True)]
     padded = np.pad(batch, pads) if any(conv.pads) else batch
@@ -180,14 +180,15 @@ def patches(conv: Conv, batch: Array, positions: npt.NDArray[np.intp]) -> Array:
     sample, *place = np.unravel_index(positions, (len(batch), *out_size))
     where: tuple[Any, ...] = (sample, slice(None), *place)
     seen = windows[where]
-    return np.ascontiguousarray(seen.reshape(len(positions), conv.group, -1).swapaxes(0, 1), np.float32)
+    seen = seen.reshape(len(positions), conv.group, -1).swapaxes(0, 1)
+    return np.ascontiguousarray(seen, np.result_type(seen, np.float32))
 
 
 def rows(output: Array, positions: npt.NDArray[np.intp]) -> Array:
-    """A site's output `[N, M, ...]` at the same positions: `[P, M]`."""
+    """A site's output `[N, M, ...]` at the same positions: `[P, M]`, never float16."""
     flat = output.reshape(*output.shape[:2], -1)
     sample, place = np.divmod(positions, flat.shape[2])
-    return flat[sample, :, place]
+    return flat[sample, :, place].astype(np.result_type(flat, np.float32), copy=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

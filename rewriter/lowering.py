@@ -49,7 +49,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lowered:
-    """Nodes in the order of computation, and the constants beside the weight and bias of the convolution."""
+    """Nodes in the order of computation, and the constants beside the weight and bias of the convolution.
+
+    Constants of floats are to be written in the type of the weight.
+    """
 
     nodes: tuple[Node, ...]
     constants: Mapping[str, npt.NDArray[Any]]
@@ -88,7 +91,7 @@ class _Builder:
         return output
 
     def floats(self, name: str, values: npt.NDArray[Any]) -> str:
-        return self._constant(name, np.asarray(values, np.float32))
+        return self._constant(name, np.asarray(values, np.float64))
 
     def ints(self, name: str, *values: int) -> str:
         return self._constant(name, np.array(values, np.int64))

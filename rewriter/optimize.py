@@ -5,6 +5,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from rewriter import fitting, graph, macs, network, planfile, prepare, refit, rounding, runtime, search, table
 from rewriter.adjoint import output_metrics
 from rewriter.cache import Cache
@@ -27,6 +29,8 @@ from rewriter.verdict import Job, final_word
 DEFAULT_MAX_DRIFT: Mapping[str, float] = {"rel_l2": 0.05}
 DEFAULT_MIN_SPEEDUP = 1.02
 EXACT_MAX_DRIFT: Mapping[str, float] = {"rel_l2": 1e-5}
+# Of a layer in float16 the weights alone are rounded by some 2e-4, and so is what it gives.
+HALF_MAX_DRIFT: Mapping[str, float] = {"rel_l2": 5e-3}
 
 
 def optimize(
@@ -77,7 +81,8 @@ def optimize(
             for work on latency: drift on noise says little of drift on real inputs.
         output: Where to write the model; only written if it is what was asked for.
         max_drift: The most of each measure that is allowed, by name (see `rewriter.drift`); all must hold.
-            Default: `{"rel_l2": 0.05}`, with `exact` `{"rel_l2": 1e-5}`, with `max_macs` none.
+            Default: `{"rel_l2": 0.05}`, with `exact` `{"rel_l2": 1e-5}`, or 5e-3 where a convolution is in
+            float16, with `max_macs` none.
         strict: Ask the budgets of the upper ends of the 95 % intervals, not of the estimates.
         max_macs: What the multiply-adds of the convolutions that may be rewritten may come to, as a share of
             what they were. Drift is made least within that; nothing is timed to choose, and the result need
@@ -126,8 +131,6 @@ def optimize(
     by_macs = max_macs is not None
     macs.check_options(max_macs, exact=exact, strict=strict and not max_drift)
     chosen_passes = prepare.named_passes(passes, exact, plain=by_macs)
-    default = EXACT_MAX_DRIFT if exact else {} if by_macs else DEFAULT_MAX_DRIFT
-    budgets = dict(max_drift or default)
     if min_speedup is None:
         min_speedup = 0.0 if by_macs else DEFAULT_MIN_SPEEDUP
     given = Given.of(calibration, evaluation, preprocess, random_samples)
@@ -137,6 +140,10 @@ def optimize(
     wanted.check([original.path, calibration, evaluation])
     base = graph.unpin(original)
     sites, refusals = prepare.choose_sites(base, exclude)
+    halves = any(site.dtype == np.float16 for site in sites)
+    rounded = HALF_MAX_DRIFT if halves else EXACT_MAX_DRIFT
+    default = rounded if exact else {} if by_macs else DEFAULT_MAX_DRIFT
+    budgets = dict(max_drift or default)
     shapes = shapes or {}
     samples = parts(base, given, shapes, seed)
     remarks = samples.remarks

@@ -166,7 +166,8 @@ def _with_shortcut(site: Site, outputs: list[Array], original: Walk, rewritten: 
     right, wrong = original.tensor(site.shortcut), rewritten.tensor(site.shortcut)
     if right is None or wrong is None or right[0].shape != outputs[0].shape:
         return outputs
-    return [y + (s - t) for y, s, t in zip(outputs, right, wrong, strict=True)]
+    wide = np.result_type(outputs[0], np.float32)
+    return [y + np.subtract(s, t, dtype=wide) for y, s, t in zip(outputs, right, wrong, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,14 +1,14 @@
 """Exact candidates -> what rounding makes of them, against a float64 oracle; those that lose too much go.
 
-    error = |y32 - y64| / |y64|,        y64 = W x + b in float64, over drawn output positions
+    error = |y - y64| / |y64|,        y64 = W x + b in float64, over drawn output positions
 
-The oracle takes the same float32 input, weight and bias, so the error of the Conv node itself is that of its
+The oracle takes the same input, weight and bias, so the error of the Conv node itself is that of its
 own sums, and the ratio of the two is what the transforms, or the rounded factors, cost.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 # A form may lose so many times what the Conv itself does. In 130 layers of 12 trained models on real inputs
 # tiles of 6 x 6 lose 28 times as much at most and 11 times in the median, smaller ones about half of that.
 MOST_TIMES: Final = 100.0
-# Where the Conv's own error is below half a unit in the last place, as for small integers, it counts as that.
-_LEAST_ERROR: Final = 2.0**-24
 # Output positions of a site: enough for every place in a tile many times over, fewer where the kernel is so
 # large that the oracle would take longer than a moment.
 _POSITIONS: Final = 4096
@@ -109,7 +107,7 @@ class _Oracle:
         self._exact = np.concatenate(exact)
 
     def error(self, outputs: Sequence[Array]) -> float:
-        """The relative L2 error of float32 outputs; infinite where any value of theirs is not finite."""
+        """The relative L2 error of outputs; infinite where any value of theirs is not finite."""
         if not all(np.isfinite(output).all() for output in outputs) or not np.isfinite(self._exact).all():
             return np.inf
         pairs = zip(outputs, self._positions, strict=True)
@@ -139,7 +137,8 @@ def _checked(
     oracle: _Oracle,
     target: Target,
 ) -> Checked:
-    limit = MOST_TIMES * max(direct, _LEAST_ERROR)
+    # where the Conv's own error is below half a unit in the last place, as for small integers, it is that
+    limit = MOST_TIMES * max(direct, np.finfo(site.dtype).eps / 2)
     kept = [candidate for candidate in candidates if not _rewritten(candidate)]
     tried: list[Candidate] = []
     refusals: list[Refusal] = []
@@ -147,7 +146,7 @@ def _checked(
         if any(_beats(other, candidate) for other in tried):
             continue
         if not np.isfinite(direct):
-            reason = "its values overflow float32 as it is"
+            reason = f"its values overflow {site.dtype} as it is"
         else:
             ((_, rewrite),) = exact_rewrites([(site, candidate)], passes)
             error = oracle.error(calibration.apply(rewrite, inputs, target))
@@ -155,7 +154,7 @@ def _checked(
                 kept.append(replace(candidate, error=error**2))
                 tried.append(candidate)
                 continue
-            reason = f"{_form(candidate)} {_lost(error, direct, limit)}"
+            reason = f"{_form(candidate)} {_lost(error, direct, limit, site.dtype)}"
         refusal = Refusal(site.name, candidate.pass_name, reason)
         if all(other.reason != reason for other in refusals):
             refusals.append(refusal)
@@ -167,9 +166,9 @@ def _beats(one: Candidate, other: Candidate) -> bool:
     return one.error <= other.error and one.skeleton.held_bytes <= other.skeleton.held_bytes
 
 
-def _lost(error: float, direct: float, limit: float) -> str:
+def _lost(error: float, direct: float, limit: float, dtype: np.dtype[Any]) -> str:
     if not np.isfinite(error):
-        return f"overflows float32, which the Conv does not; an error of at most {limit:.2g} is allowed"
+        return f"overflows {dtype}, which the Conv does not; an error of at most {limit:.2g} is allowed"
     return (
         f"loses {error:.2g} of its output to rounding, the Conv {direct:.2g}; "
         f"at most {limit:.2g} is allowed, {MOST_TIMES:g} times as much"

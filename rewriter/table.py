@@ -20,6 +20,7 @@ from rewriter.graph import Site
 from rewriter.plan import Candidate, undominated
 from rewriter.progress import Progress
 from rewriter.runtime import Target
+from rewriter.samples import Feeds
 from rewriter.winograd import Winograd, stages_in_tiles
 
 Key = tuple[object, ...]
@@ -260,15 +261,13 @@ def _in_tiles(
                 yield replace(each, skeleton=tiled, cost=tiled.cost(shape[2:]), error=error)
 
 
-def _feeds(
-    site: Site, rewrite: Rewrite, shape: Ints
-) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+def _feeds(site: Site, rewrite: Rewrite, shape: Ints) -> Feeds:
     rng = np.random.default_rng(0)
     feeds = {"x": rng.standard_normal(shape, dtype=np.float32)}
     if site.shortcut is not None:
         out = (shape[0], site.conv.out_channels, *rewrite.out_size(shape[2:]))
         feeds["shortcut"] = rng.standard_normal(out, dtype=np.float32)
-    return feeds
+    return {name: array.astype(site.dtype, copy=False) for name, array in feeds.items()}
 
 
 def _activations(rewrite: Rewrite, shape: Ints) -> int:
@@ -277,7 +276,7 @@ def _activations(rewrite: Rewrite, shape: Ints) -> int:
 
 def place(site: Site, shape: Ints) -> Key:
     """What two sites must share for a form to take the same time at them."""
-    return (shape, tuple(follower.key for follower in site.followers), *_stage(site.conv))
+    return (shape, site.dtype, tuple(follower.key for follower in site.followers), *_stage(site.conv))
 
 
 def _structure(rewrite: Rewrite) -> Key:

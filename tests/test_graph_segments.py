@@ -80,7 +80,7 @@ def test_pieces_keep_only_what_is_needed(rng: np.random.Generator) -> None:
             n = BatchNormalization(a, s, t, m, one)
             r = Relu(n)
             [b] b = Conv(r, w)
-            p = Mul(b, used)
+            p = Max(b, used)
             y = Add(p, r)
         }""",
         rng,

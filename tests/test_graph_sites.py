@@ -84,14 +84,18 @@ def test_same_pads_with_a_dynamic_size(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("body", "weights", "reason"),
     [
-        ("y = Conv(x, w)", {"w": np.ones((2, 3, 3, 3), np.float16)}, "'w' is float16"),
-        ("y = Conv(x, w)", {"w": np.ones((2, 3, 3), np.float32)}, "1-dimensional"),
-        ("y = Conv(x, w)", {"w": np.ones((2, 3, 3, 3, 3), np.float32)}, "3-dimensional"),
+        ("y = Conv(x, w)", {"w": np.ones((2, 3, 3, 3), np.int32)}, "'w' is int32; only float16"),
+        (
+            "y = Conv(x, w, b)",
+            {"w": np.ones((2, 3, 3, 3), np.float16), "b": np.ones(2, np.float32)},
+            "float16 and its bias float32",
+        ),
+        ("y = Conv(x, w)", {"w": np.ones((2, 3), np.float32)}, r"\[2, 3\] has no spatial axis"),
         ("y = Conv(x, w)", {"w": np.full((2, 3, 3, 3), np.nan, np.float32)}, "not finite"),
         ("y = Conv(x, w)", {"w": np.ones((0, 3, 3, 3), np.float32)}, "empty"),
         ("y = Conv<kernel_shape=[5,5]>(x, w)", {"w": np.ones((2, 3, 3, 3), np.float32)}, r"\[5, 5\]"),
         ("y = Conv<pads=[-1,0,0,0]>(x, w)", {"w": np.ones((2, 3, 3, 3), np.float32)}, "malformed: pads"),
-        ("y = Conv<strides=[2]>(x, w)", {"w": np.ones((2, 3, 3, 3), np.float32)}, "two axes"),
+        ("y = Conv<strides=[2]>(x, w)", {"w": np.ones((2, 3, 3, 3), np.float32)}, "its 2 spatial axes"),
         ('y = Conv<auto_pad="SAME">(x, w)', {"w": np.ones((2, 3, 3, 3), np.float32)}, "'SAME' is unknown"),
         ("y = Conv(x, v)  v = Abs(w)", {"w": np.ones((2, 3, 3, 3), np.float32)}, "computed by Abs"),
         ("y = Conv(x, x)", {}, "'x' is a graph input"),
@@ -167,6 +171,29 @@ def test_convolutions_in_bodies_and_functions_are_refused(rng: np.random.Generat
     assert [(each.node, each.reason) for each in refusals] == [
         ("inner", "it is in a body of If 'pick'; only the top graph is rewritten"),
         ("deep", "it is in the function 'f'; inline functions first"),
+    ]
+
+
+@pytest.mark.parametrize(("op_type", "attributes"), [("Loop", {}), ("Scan", {"num_scan_inputs": 1})])
+def test_convolutions_in_loops_are_refused(
+    rng: np.random.Generator, op_type: str, attributes: dict[str, int]
+) -> None:
+    within = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["t"], "deep")], "within", [], [_any("t")]
+    )
+    picks = helper.make_node("If", ["c"], ["u"], "pick", then_branch=within, else_branch=within)
+    body = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["s"], "inner"), picks], "body", [], [])
+    found = model(f"{IN_OUT} {{ [c] y = Conv(x, w) }}", w=random(rng, 3, 3, 3, 3))
+    proto = found.copy()
+    proto.graph.node.append(
+        helper.make_node(op_type, ["", "c", "x"], ["z"], "around", body=body, **attributes)
+    )
+    sites, refusals = graph.find_sites(found.edited(proto))
+    assert [each.name for each in sites] == ["c"]
+    assert sorted(each.reason for each in refusals) == [
+        "it is in a body of If 'pick'; only the top graph is rewritten",
+        "it is in a body of If 'pick'; only the top graph is rewritten",
+        f"it is in a body of {op_type} 'around'; only the top graph is rewritten",
     ]
 
 

@@ -46,6 +46,7 @@ CONVS = {
     "blocks_groups": _conv(20, 32, 64, (3, 3), group=2, pads=(1, 1, 1, 1)),
     "large_stride": _conv(21, 12, 8, (5, 5), strides=(2, 1), pads=(2, 1, 2, 3)),
     "large_groups": _conv(22, 16, 16, (5, 5), group=2, dilations=(2, 1), pads=(4, 2, 4, 2)),
+    "slab": _conv(23, 12, 8, (1, 3, 3), strides=(2, 1, 2), dilations=(1, 1, 2), pads=(1, 0, 1, 0, 2, 2)),
     "volume": _conv(14, 8, 8, (2, 3, 2), pads=(1, 1, 0, 0, 1, 1)),
 }
 
@@ -79,7 +80,8 @@ def _mixed(conv, outputs, inputs):
 def _separable(conv, rank):
     """A kernel of a vertical and a horizontal convolution with `rank` channels between."""
     rng = np.random.default_rng(51)
-    outputs, inputs, height, width = conv.weight.shape
+    outputs, inputs, *kernel = conv.weight.shape
+    height, width = (taps for taps in kernel if taps > 1)
     first = rng.standard_normal((conv.group, rank, inputs, height))
     last = rng.standard_normal((conv.group, outputs // conv.group, rank, width))
     return np.einsum("gmrx,grcy->gmcyx", last, first).reshape(conv.weight.shape).astype(np.float32)
@@ -141,7 +143,7 @@ PLANTED = {
         **_planted(_both_alike, "widening", "rectangular", "blocks_even"),
     },
     "exact_spatial": {
-        **_planted(_one_lined, "plain", "stride_asymmetric_pads", "dilation", "even", "groups"),
+        **_planted(_one_lined, "plain", "stride_asymmetric_pads", "dilation", "even", "groups", "slab"),
         **_planted(_few_lined, "rectangular", "blocks_large", "blocks_groups"),
     },
 }

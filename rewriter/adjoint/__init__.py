@@ -159,6 +159,11 @@ class _Mean:
         return (1 - share) * scaled + share * np.eye(size)
 
 
+def _single(value: Array) -> Array:
+    """Values of float16, whose squares it does not hold, as float32."""
+    return value.astype(np.float32) if value.dtype == np.float16 else value
+
+
 def _smoothed(g: Array) -> Array:
     for axis in range(2, g.ndim):
         g = scipy.ndimage.convolve1d(g, _ALIKE, axis=axis, mode="constant")
@@ -238,7 +243,7 @@ class Backwards:
 
     def gradients(self, feeds: Feeds, signs: Callable[[Ints], Array]) -> dict[str, Array]:
         """The gradients at the tensors of the outputs times `signs` of their shapes, over each one's norm."""
-        ran = self._recorder.run(feeds)
+        ran = {name: _single(value) for name, value in self._recorder.run(feeds).items()}
         shapes = {name: tuple(int(size) for size in ran[output]) for name, output in self._shape_of.items()}
         shapes.update((name, value.shape) for name, value in ran.items())
         flowing: dict[str, Array] = {}
@@ -288,7 +293,7 @@ class Backwards:
         """The value of a constant; large ones, which would be held twice, are not kept."""
         if name in self._small:
             return self._small[name]
-        value = self._constants.value(name)
+        value = _single(self._constants.value(name))
         if value.nbytes <= _KEPT_BYTES:
             self._small[name] = value
         return value

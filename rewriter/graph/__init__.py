@@ -9,6 +9,7 @@
     nodes       its nodes by name                      inventory  layers with their shapes and costs
     interface   what two models take and give          reach      receptive fields
     tensors     single tensors in files
+    constants   values of nodes on constants alone     scaling    factors and constants behind a convolution
 
 What is not rewritten comes out as it came, byte for byte.
 """

@@ -15,6 +15,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from rewriter.errors import ModelError
 from rewriter.graph.attributes import ONNX_DOMAINS, attribute
+from rewriter.graph.constants import FOLDED, evaluated
 from rewriter.graph.model import Model, initializer_names
 from rewriter.graph.scope import uses
 
@@ -56,6 +57,14 @@ class Analysis:
         self._dense = {tensor.name: tensor for tensor in proto.initializer}
         self._sparse = {tensor.values.name for tensor in proto.sparse_initializer}
         self._pinned = model.pinned
+        self._opset = model.opset
+        self._fixed = self._dense.keys() - self._pinned
+        for node in proto.node:
+            if node.domain in ONNX_DOMAINS and (node.op_type == "Constant" or self._folded(node)):
+                self._fixed |= {node.output[0]}
+
+    def _folded(self, node: onnx.NodeProto) -> bool:
+        return node.op_type in FOLDED and all(name in self._fixed for name in node.input if name)
 
     def producer(self, name: str) -> onnx.NodeProto | None:
         """The node that makes a tensor, if one does."""
@@ -78,18 +87,18 @@ class Analysis:
         Raises:
             ModelError: Its data do not fit its type and shape.
         """
-        if name in self._pinned or name in self._sparse:
+        if name not in self._fixed:
             return None
         if name in self._dense:
             return _values(self._dense[name], name)
         node = self.producer(name)
-        if node is None or node.domain not in ONNX_DOMAINS:
+        if node is None:
             return None
-        if node.op_type == "Identity":
-            return self.constant(node.input[0])
         if node.op_type == "Constant":
             return _constant(node, name)
-        return None
+        values = {given: self.constant(given) for given in node.input if given}
+        known = {given: value for given, value in values.items() if value is not None}
+        return evaluated(node, known, self._opset) if len(known) == len(values) else None
 
     def obstacle(self, name: str) -> str:
         """Why a tensor has no `constant`, and how to mend it."""
@@ -101,6 +110,9 @@ class Analysis:
         if node is None:
             kind = "a graph input" if name in self._inputs else "not defined anywhere"
             return f"{name!r} is {kind}; only constants can be rewritten"
+        lacking = [given for given in node.input if given and given not in self._fixed]
+        if node.op_type in FOLDED and node.domain in ONNX_DOMAINS and lacking:
+            return self.obstacle(lacking[0])
         if node.op_type == "DequantizeLinear":
             return f"{name!r} is dequantised at run time; rewrite the float model and quantise afterwards"
         return f"{name!r} is computed by {node.op_type} at run time; fold constants first"

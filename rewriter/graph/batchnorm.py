@@ -16,6 +16,7 @@ from rewriter.conv import Array, Conv
 from rewriter.graph.analysis import Analysis
 from rewriter.graph.attributes import ONNX_DOMAINS, attribute
 from rewriter.graph.model import Model
+from rewriter.graph.scaling import scaled
 
 
 def fold_norm(conv: Conv, norm: onnx.NodeProto, output: str, analysis: Analysis, opset: int) -> Conv | None:
@@ -91,10 +92,4 @@ def _fold(
     if not np.all(variance + epsilon > 0):
         return None
     factor = scale / np.sqrt(variance + epsilon)
-    weight = conv.weight * factor.reshape(-1, *(1,) * (conv.weight.ndim - 1))
-    bias = ((0.0 if conv.bias is None else conv.bias) - mean) * factor + shift
-    with np.errstate(over="ignore"):
-        weight, bias = weight.astype(np.float32), bias.astype(np.float32)
-    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-        return None
-    return conv.with_(weight=weight, bias=bias)
+    return scaled(conv, factor, shift - mean * factor)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
-from rewriter.conv import Array, Conv, Ints, Rewrite
+from rewriter.conv import Conv, Ints, Rewrite
 from rewriter.graph.scope import Names
 from rewriter.lowering import BIAS, INPUT, OUTPUT, WEIGHT, lower
 
@@ -29,6 +31,7 @@ def emit(
     names: Names,
     opset: int,
     in_size: Ints | None = None,
+    dtype: npt.DTypeLike = np.float32,
 ) -> Emitted:
     """The nodes of a rewrite, from the tensor `given` to the tensor `output`.
 
@@ -43,6 +46,7 @@ def emit(
         names: Where new names come from.
         opset: The version of ONNX's operators.
         in_size: The spatial size of the input; None where it may change from run to run.
+        dtype: The type of the tensors, in which the weights are written.
     """
     nodes: list[onnx.NodeProto] = []
     initializers: list[onnx.TensorProto] = []
@@ -58,10 +62,9 @@ def emit(
             node_name = names.new(name if alone else f"{prefix}/{word}")
             last = stage is branch[-1] and not several
             target = output if last else names.new(f"{node_name}_output")
-            weights = _weights(stage, node_name, names)
-            lowered = _lowered(
-                stage, size, node_name, [tensor, *(weight.name for weight in weights)], target, names
-            )
+            weights = _weights(stage, node_name, names, dtype)
+            taken = [tensor, *(weight.name for weight in weights)]
+            lowered = _lowered(stage, size, node_name, taken, target, names, dtype)
             nodes += lowered.nodes
             initializers += [*weights, *lowered.initializers]
             tensor = target
@@ -94,19 +97,26 @@ def _word(stage: Conv, inner: bool) -> str:
     return "core" if inner else "conv"
 
 
-def _weights(stage: Conv, name: str, names: Names) -> list[onnx.TensorProto]:
-    weights = [_tensor(stage.weight, names.new(f"{name}.weight"))]
+def _weights(stage: Conv, name: str, names: Names, dtype: npt.DTypeLike) -> list[onnx.TensorProto]:
+    weights = [_tensor(stage.weight, names.new(f"{name}.weight"), dtype)]
     if stage.bias is not None:
-        weights.append(_tensor(stage.bias, names.new(f"{name}.bias")))
+        weights.append(_tensor(stage.bias, names.new(f"{name}.bias"), dtype))
     return weights
 
 
-def _tensor(array: Array, name: str) -> onnx.TensorProto:
-    return onnx.numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name)
+def _tensor(array: npt.NDArray[Any], name: str, dtype: npt.DTypeLike) -> onnx.TensorProto:
+    with np.errstate(over="ignore"):  # what overflows shows in the outputs
+        return onnx.numpy_helper.from_array(np.ascontiguousarray(array, dtype), name)
 
 
 def _lowered(
-    stage: Conv, in_size: Ints | None, name: str, inputs: Sequence[str], output: str, names: Names
+    stage: Conv,
+    in_size: Ints | None,
+    name: str,
+    inputs: Sequence[str],
+    output: str,
+    names: Names,
+    dtype: npt.DTypeLike,
 ) -> Emitted:
     """The nodes of one stage; several of them are called after it and after what each does."""
     lowered = lower(stage, in_size)
@@ -126,6 +136,7 @@ def _lowered(
         for node in lowered.nodes
     )
     constants = [
-        onnx.numpy_helper.from_array(array, known[local]) for local, array in lowered.constants.items()
+        _tensor(array, known[local], dtype if array.dtype.kind == "f" else array.dtype)
+        for local, array in lowered.constants.items()
     ]
     return Emitted(nodes, tuple(constants))

@@ -1,4 +1,4 @@
-"""Folds BatchNormalization into the convolutions before it, whether or not these are rewritten."""
+"""Folds what scales and shifts channels into the convolutions before it, rewritten or not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewriter.graph.splice import splice
 
 
 def fold(model: Model, sites: Collection[Site] | None = None) -> Model:
-    """The model with the BatchNormalization behind some sites (all, if none are named) folded into them.
+    """The model with what is behind some sites (all, if none are named) and scales them folded into them.
 
     The same model where there is none. Sites found before the folding do not fit the result, which has other
     nodes.

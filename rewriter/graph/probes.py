@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from rewriter.conv import Conv, Ints, Rewrite
@@ -23,13 +24,13 @@ _IR_VERSION: Final = 8  # read by every ONNX Runtime since 1.10
 _BLOCK_BY_DEFAULT: Final = 8
 
 
-def rewrite_model(rewrite: Rewrite) -> bytes:
-    """A model of a rewrite on its own: "x" `[N, C, ...]` to "y", float32, batch and sizes dynamic."""
+def rewrite_model(rewrite: Rewrite, dtype: npt.DTypeLike = np.float32) -> bytes:
+    """A model of a rewrite on its own: "x" `[N, C, ...]` to "y", of a type, batch and sizes dynamic."""
     first = rewrite.branches[0][0]
     axes = range(len(first.kernel_shape))
     shape: Shape = ["N", first.in_channels, *(f"in{axis}" for axis in axes)]
     out_shape: Shape = ["N", rewrite.branches[0][-1].out_channels, *(f"out{axis}" for axis in axes)]
-    return _model(rewrite, {"x": shape}, out_shape, (), _OPSET)
+    return _model(rewrite, {"x": shape}, out_shape, (), _OPSET, dtype)
 
 
 def probe(site: Site, rewrite: Rewrite, in_shape: Ints, within: bool = False) -> bytes:
@@ -46,13 +47,13 @@ def probe(site: Site, rewrite: Rewrite, in_shape: Ints, within: bool = False) ->
     if any(follower.op_type == "Add" for follower in site.followers):
         inputs["shortcut"] = out_shape
     opset = site.opset if rewrite.direct else max(site.opset, LOWERED)
-    return _model(rewrite, inputs, out_shape, site.followers, opset, within)
+    return _model(rewrite, inputs, out_shape, site.followers, opset, site.dtype, within)
 
 
 def block_probe() -> bytes:
     """A model whose optimised form shows, in `read_block`, the channel block of ONNX Runtime's kernels."""
     conv = Conv(np.full((1, 64, 3, 3), 1 / 576, np.float32), np.zeros(1, np.float32), pads=(1, 1, 1, 1))
-    return _model(Rewrite(((conv,),)), {"x": (1, 64, 16, 16)}, (1, 1, 16, 16), (), _OPSET)
+    return _model(Rewrite(((conv,),)), {"x": (1, 64, 16, 16)}, (1, 1, 16, 16), (), _OPSET, np.float32)
 
 
 def read_block(optimised: bytes) -> int:
@@ -84,6 +85,7 @@ def _model(
     out_shape: Shape,
     followers: Sequence[Follower],
     opset: int,
+    dtype: npt.DTypeLike,
     within: bool = False,
 ) -> bytes:
     graph = onnx.GraphProto(name="probe")
@@ -92,9 +94,9 @@ def _model(
     names = Names({"x", "y", "shortcut"})
     given, wanted = (names.new("before_output"), names.new("conv_part")) if within else ("x", "y")
     if within:
-        graph.node.append(_neighbour("x", given, names.new("before")))
+        graph.node.append(_neighbour("x", given, names.new("before"), len(out_shape) - 2))
     tensor = names.new("conv_output") if followers else wanted
-    emitted = emit(rewrite, "conv", given, tensor, names, opset, in_size)
+    emitted = emit(rewrite, "conv", given, tensor, names, opset, in_size, dtype)
     graph.node.extend(emitted.nodes)
     graph.initializer.extend(emitted.initializers)
     for index, follower in enumerate(followers):
@@ -111,23 +113,24 @@ def _model(
             elif name:
                 copy = _copy(rewrite.branches[0][-1])
                 node.input[slot] = names.new("shortcut_output")
-                copied = emit(copy, "shortcut", "shortcut", node.input[slot], names, opset)
+                copied = emit(copy, "shortcut", "shortcut", node.input[slot], names, opset, dtype=dtype)
                 graph.node.extend(copied.nodes)
                 graph.initializer.extend(copied.initializers)
         tensor = wanted if index == len(followers) - 1 else names.new(f"{node.name}_output")
         node.output[:] = [tensor]
         graph.node.append(node)
     if within:
-        graph.node.append(_neighbour(wanted, "y", names.new("behind")))
+        graph.node.append(_neighbour(wanted, "y", names.new("behind"), len(out_shape) - 2))
     declare = onnx.helper.make_tensor_value_info
-    graph.input.extend(declare(name, onnx.TensorProto.FLOAT, list(shape)) for name, shape in inputs.items())
-    graph.output.append(declare("y", onnx.TensorProto.FLOAT, list(out_shape)))
+    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    graph.input.extend(declare(name, element, list(shape)) for name, shape in inputs.items())
+    graph.output.append(declare("y", element, list(out_shape)))
     model = onnx.helper.make_model(
         graph, ir_version=_IR_VERSION, opset_imports=[onnx.helper.make_opsetid("", opset)]
     )
     return bytes(model.SerializeToString())
 
 
-def _neighbour(given: str, output: str, name: str) -> onnx.NodeProto:
-    """A node that does nothing, in ONNX Runtime's own layout."""
-    return onnx.helper.make_node("MaxPool", [given], [output], name, kernel_shape=[1, 1])
+def _neighbour(given: str, output: str, name: str, axes: int) -> onnx.NodeProto:
+    """A node that does nothing, in ONNX Runtime's own layout where it has one."""
+    return onnx.helper.make_node("MaxPool", [given], [output], name, kernel_shape=[1] * axes)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import onnx
@@ -19,6 +19,7 @@ from rewriter.graph.followers import Follower, find_followers
 from rewriter.graph.model import Model
 from rewriter.graph.opset import obstacle
 from rewriter.graph.pads import explicit_pads
+from rewriter.graph.scaling import fold_scaling
 from rewriter.graph.scope import Names, bodies, graphs
 from rewriter.graph.types import Types, infer_types, shape
 
@@ -34,6 +35,9 @@ _OTHERS: Final = {
     "NhwcFusedConv": "it is fused for one runtime already; rewrite the model that it was optimised from",
 }
 
+_FLOAT32: Final = np.dtype(np.float32)
+_TYPES: Final = (np.float16, _FLOAT32, np.float64)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Site:
@@ -42,14 +46,17 @@ class Site:
     Attributes:
         name: The node's name where it has one of its own, else one made from its output.
         op_type: The operator as the model has it.
-        conv: What it computes, a BatchNormalization behind it folded in, pads explicit, float32.
+        conv: What it computes, what scales and shifts its channels behind it folded in, pads explicit; in
+            float32 where the model has float16.
         input: Name of the tensor that it takes.
-        output: Name of the tensor that it gives, behind the BatchNormalization.
-        nodes: Indices of the nodes that a rewrite replaces: the Conv, then the BatchNormalization if any.
+        output: Name of the tensor that it gives, behind what is folded in.
+        nodes: Indices of the nodes that a rewrite replaces: the Conv, then each BatchNormalization, Add, Sub,
+            Mul or Div that is folded in.
         followers: What comes behind and can be computed with it: an Add, an activation, or both in this
             order.
         opset: The version of ONNX's operators that the followers are written in.
         obstacle: Why the model cannot hold this convolution transformed, or None.
+        dtype: The type of its tensors in the model.
     """
 
     name: str
@@ -61,6 +68,7 @@ class Site:
     followers: tuple[Follower, ...] = ()
     opset: int = 13
     obstacle: str | None = None
+    dtype: np.dtype[Any] = _FLOAT32
 
     @property
     def shortcut(self) -> str | None:
@@ -88,10 +96,17 @@ def find_sites(model: Model) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:
     for (_, index, where), name in zip(found, names, strict=True):
         site = where if index is None else _site(model, analysis, types, index, name)
         if isinstance(site, Site):
-            sites.append(replace(site, obstacle=hindrance))
+            sites.append(replace(site, obstacle=hindrance or _too_coarse(site.dtype)))
         else:
             refusals.append(Refusal(name, None, site))
     return tuple(sites), tuple(refusals)
+
+
+def _too_coarse(dtype: np.dtype[Any]) -> str | None:
+    """Why tensors of a type are not transformed, or None."""
+    if dtype != np.float16:
+        return None
+    return "its tensors are float16, whose 11 bits are too few for what a transform loses"
 
 
 Found: TypeAlias = tuple[onnx.NodeProto, int | None, str]
@@ -150,59 +165,80 @@ def _site(model: Model, analysis: Analysis, types: Callable[[], Types], index: i
     if not (node.input and node.output and node.output[0]):
         return "it has no input or no output"
     try:
-        conv = _conv(node, analysis, types)
+        found = _conv(node, analysis, types)
     except (TypeError, ValueError) as error:  # attributes of another type, or that do not go together
         return f"it is malformed: {error}"
-    if isinstance(conv, str):
-        return conv
+    if isinstance(found, str):
+        return found
+    conv, dtype = found
     indices: tuple[int, ...] = (index,)
     output = node.output[0]
-    after = analysis.only_consumer(output)
-    if after is not None:
-        norm = model.proto.graph.node[after]
-        with_norm = fold_norm(conv, norm, output, analysis, model.opset)
-        if with_norm is not None:
-            conv, indices, output = with_norm, (index, after), norm.output[0]
+    while (after := analysis.only_consumer(output)) is not None:
+        behind = model.proto.graph.node[after]
+        folds = (fold(conv, behind, output, analysis, model.opset) for fold in (fold_norm, fold_scaling))
+        folded = next((each for each in folds if each is not None), None)
+        if folded is None or not _fits(folded, dtype):
+            break
+        conv, indices, output = folded, (*indices, after), behind.output[0]
     followers = find_followers(model, analysis, output)
-    return Site(name, node.op_type, conv, node.input[0], output, indices, followers, model.opset)
+    return Site(name, node.op_type, conv, node.input[0], output, indices, followers, model.opset, dtype=dtype)
 
 
-def _conv(node: onnx.NodeProto, analysis: Analysis, types: Callable[[], Types]) -> Conv | str:
-    """What a Conv node computes, or why that is not known or not supported."""
+def _fits(conv: Conv, dtype: np.dtype[Any]) -> bool:
+    """Whether the weights are finite in a type."""
+    with np.errstate(over="ignore"):
+        arrays = [each.astype(dtype) for each in (conv.weight, conv.bias) if each is not None]
+    return all(bool(np.isfinite(each).all()) for each in arrays)
+
+
+def _conv(
+    node: onnx.NodeProto, analysis: Analysis, types: Callable[[], Types]
+) -> tuple[Conv, np.dtype[Any]] | str:
+    """What a Conv node computes and the type of its tensors, or why that is not known or not supported."""
     arrays = []
     for what, given in zip(("weight", "bias"), node.input[1:], strict=False):
         array = analysis.constant(given) if given else None
         if given and array is None:
             return f"its {what} {analysis.obstacle(given)}"
-        if array is not None and array.dtype != np.float32:
-            return f"its {what} {given!r} is {array.dtype}; only float32 is rewritten"
+        if array is not None and array.dtype not in _TYPES:
+            return f"its {what} {given!r} is {array.dtype}; only float16, float32 and float64 are rewritten"
         if array is not None and not (array.size and np.isfinite(array).all()):
             return f"its {what} {given!r} is empty or holds values that are not finite"
         arrays.append(array)
     weight, bias = (*arrays, None, None)[:2]
     if weight is None:
         return "it has no weight"
-    if weight.ndim != 4:
-        return f"it is {weight.ndim - 2}-dimensional; only 2-dimensional ones are rewritten"
+    if bias is not None and bias.dtype != weight.dtype:
+        return f"its weight is {weight.dtype} and its bias {bias.dtype}; both need the same type"
+    axes = weight.ndim - 2
+    if axes < 1:
+        return f"its weight {list(weight.shape)} has no spatial axis"
     kernel_shape = tuple(attribute(node, "kernel_shape", weight.shape[2:]))
     if kernel_shape != weight.shape[2:]:
         return f"its kernel_shape {list(kernel_shape)} is not that of its weight {list(weight.shape)}"
-    strides = tuple(attribute(node, "strides", (1, 1)))
-    dilations = tuple(attribute(node, "dilations", (1, 1)))
+    strides = tuple(attribute(node, "strides", (1,) * axes))
+    dilations = tuple(attribute(node, "dilations", (1,) * axes))
     auto_pad = attribute(node, "auto_pad", "NOTSET")
     given_pads = tuple(attribute(node, "pads", ()))
     if auto_pad not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         return f"its auto_pad '{auto_pad}' is unknown"
-    if len(strides) != 2 or len(dilations) != 2 or len(given_pads) not in (0, 4):
-        return f"its strides {strides}, pads {given_pads} or dilations {dilations} are not those of two axes"
+    if len(strides) != axes or len(dilations) != axes or len(given_pads) not in (0, 2 * axes):
+        return (
+            f"its strides {strides}, pads {given_pads} or dilations {dilations} are not those of its "
+            f"{axes} spatial axes"
+        )
     pads = explicit_pads(auto_pad, given_pads, kernel_shape, strides, dilations, None)
     if pads is None:
         size = shape(types(), node.input[0])
-        size = size[2:] if size is not None and len(size) == 4 else None
+        size = size[2:] if size is not None and len(size) == weight.ndim else None
         pads = explicit_pads(auto_pad, given_pads, kernel_shape, strides, dilations, size)
     if pads is None:
         return (
             f"its auto_pad {auto_pad} with strides {list(strides)} depends on the size of {node.input[0]!r}, "
             "which is dynamic; fix the model's input shape"
         )
-    return Conv(weight, bias, strides, pads, dilations, attribute(node, "group", 1))
+    # float16 holds what comes of a fit, but not what comes on the way there
+    own = np.result_type(weight, np.float32)
+    taken = weight.astype(own, copy=False)
+    added = None if bias is None else bias.astype(own, copy=False)
+    return Conv(taken, added, strides, pads, dilations, attribute(node, "group", 1)), weight.dtype

@@ -9,6 +9,7 @@ import onnx
 
 from rewriter.conv import Ints, Rewrite
 from rewriter.graph.attributes import ONNX_DOMAINS
+from rewriter.graph.constants import FOLDED
 from rewriter.graph.emit import emit
 from rewriter.graph.model import Model
 from rewriter.graph.opset import obstacle, raise_opset
@@ -57,7 +58,9 @@ def splice(
         if index in places:
             site, rewrite = places[index]
             in_size = in_sizes.get(site.name)
-            emitted = emit(rewrite, site.name, site.input, site.output, given, model.opset, in_size)
+            emitted = emit(
+                rewrite, site.name, site.input, site.output, given, model.opset, in_size, site.dtype
+            )
             graph.node.extend(emitted.nodes)
             graph.initializer.extend(emitted.initializers)
             if proto.ir_version < 4:  # where every initializer must be listed as an input
@@ -122,14 +125,14 @@ def _freed(
             maker = makers.get(name)
             if maker is None:
                 gone.add(name)
-            elif maker not in dead and _only_constant(graph.node[maker]):
+            elif maker not in dead and _pure(graph.node[maker]):
                 dead.add(maker)
                 queue.append(maker)
     return dead, gone
 
 
-def _only_constant(node: onnx.NodeProto) -> bool:
-    return node.op_type in ("Constant", "Identity") and node.domain in ONNX_DOMAINS
+def _pure(node: onnx.NodeProto) -> bool:
+    return (node.op_type == "Constant" or node.op_type in FOLDED) and node.domain in ONNX_DOMAINS
 
 
 def _forget(proto: onnx.ModelProto, gone: set[str]) -> None:

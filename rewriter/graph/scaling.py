@@ -1,0 +1,75 @@
+"""Factors and constants for each channel behind a convolution: folded into it.
+
+    y = (W x + b) · s + t          W' = W·s  (a factor for each out-channel m)          b' = b·s + t
+
+Exact up to rounding, borders included: they come after the padding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from rewriter.conv import Array, Conv
+from rewriter.graph.analysis import Analysis
+from rewriter.graph.attributes import ONNX_DOMAINS
+
+# Before it what was added or multiplied was aligned by attributes.
+_BROADCASTING = 7
+
+
+def fold_scaling(
+    conv: Conv, node: onnx.NodeProto, output: str, analysis: Analysis, opset: int
+) -> Conv | None:
+    """The convolution with an Add, Sub, Mul or Div of constants folded in, or None where it is no such.
+
+    Args:
+        conv: What makes the tensor `output`.
+        node: The node that alone takes it.
+        output: Name of the tensor between the two.
+        analysis: Where the constants are looked up.
+        opset: The version of ONNX's operators.
+    """
+    fits = node.op_type in ("Add", "Sub", "Mul", "Div") and node.domain in ONNX_DOMAINS
+    if not fits or opset < _BROADCASTING or len(node.input) != 2 or not node.output:
+        return None
+    slot = list(node.input).index(output)
+    value = analysis.constant(node.input[1 - slot])
+    constant = None if value is None else _by_channel(value, conv)
+    if constant is None:
+        return None
+    if node.op_type == "Add":
+        return scaled(conv, 1.0, constant)
+    if node.op_type == "Sub":
+        return scaled(conv, 1.0, -constant) if slot == 0 else scaled(conv, -1.0, constant)
+    if node.op_type == "Mul":
+        return scaled(conv, constant)
+    return scaled(conv, 1 / constant) if slot == 0 and constant.all() else None
+
+
+def scaled(conv: Conv, factor: Array | float, shift: Array | None = None) -> Conv | None:
+    """The convolution with its output times `factor`, `[M]` or one for all channels, plus `shift` `[M]`.
+
+    None where its weights overflow.
+    """
+    factors = np.broadcast_to(factor, conv.out_channels)
+    weight = conv.weight * factors.reshape(-1, *(1,) * (conv.weight.ndim - 1))
+    bias = None if conv.bias is None else conv.bias * factors
+    if shift is not None:
+        bias = shift if bias is None else bias + shift
+    with np.errstate(over="ignore"):
+        weight = weight.astype(conv.weight.dtype)
+        bias = None if bias is None else bias.astype(conv.weight.dtype)
+    if not all(np.isfinite(each).all() for each in (weight, bias) if each is not None):
+        return None
+    return conv.with_(weight=weight, bias=bias)
+
+
+def _by_channel(value: npt.NDArray[np.generic], conv: Conv) -> Array | None:
+    """A constant as `[M]`; None where it differs from place to place or makes the output larger."""
+    axes = conv.weight.ndim
+    shape = (1,) * (axes - value.ndim) + value.shape
+    if len(shape) != axes or value.size not in (1, conv.out_channels) or value.size != shape[1]:
+        return None
+    return np.broadcast_to(np.asarray(value, np.float64).reshape(-1), conv.out_channels)

@@ -1,0 +1,113 @@
+"""Random graphs: nothing crashes, what is exact is equal, and what is not rewritten stays byte for byte.
+
+`RANDOM_GRAPHS=10000 python -m pytest tests/test_random_graphs.py` tries so many, others in every run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from graphs import halves, only, run
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from random_graphs import Net, nets
+
+import passes
+from passes.winograd import TILES
+from rewriter import graph
+from rewriter.calibration import Walk, apply
+from rewriter.conv import Grid, Rewrite
+from rewriter.graph.constants import FOLDED
+from rewriter.metric import Metric
+from rewriter.runtime import Target
+from rewriter.winograd import Winograd
+
+COUNT = int(os.environ.get("RANDOM_GRAPHS", "0"))
+TARGET = Target(threads=1)
+# Relative to the largest value: a few roundings of every layer.
+BOUNDS = {"float32": 1e-4, "float16": 5e-2}
+
+
+def _forms(site: graph.Site) -> Iterator[tuple[str, Rewrite]]:
+    """Everything that computes the same as a site."""
+    conv = site.conv
+    yield "as it is", only(conv)
+    yield "halves", halves(conv)
+    for each in passes.PASSES:
+        if each.refuse(conv) or (each.lowers and site.obstacle):
+            continue
+        ranks = list(each.ranks(conv, Grid(1)))[-1:] if each.exact else [_full(each.name, conv)]
+        yield from ((each.name, made) for made in each.rewrites(conv, ranks, Metric.isotropic(conv)))
+    for tile in TILES:
+        m = tuple(1 if taps == 1 else size for size, taps in zip(tile, conv.kernel_shape, strict=False))
+        if site.obstacle is None and Winograd(m).refuse(conv) is None:
+            yield "tiles", Rewrite(((conv.with_(lowering=Winograd(m)),),))
+
+
+def _full(name: str, conv) -> tuple[int, ...]:
+    if name == "grouped_pointwise":
+        size = max(conv.weight.shape[1] // 2, 1)
+        return (size, conv.in_channels // size * 1000)
+    return (1000, 1000) if name == "tucker2" else (1000,)
+
+
+@settings(
+    max_examples=COUNT or 100,
+    deadline=None,
+    derandomize=not COUNT,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(nets(), st.data())
+def test_random_graphs(net: Net, data: st.DataObject) -> None:
+    model = net.model
+    onnx.checker.check_model(model.proto, full_check=True)
+    before = run(model.bytes(), net.feeds)
+    sites, refusals = graph.find_sites(model)
+    assert len(sites) + len(refusals) == net.convolutions
+    assert len(refusals) >= net.inner
+    assert all(each.reason for each in refusals)
+    chosen = []
+    for site in sites:
+        if data.draw(st.integers(0, 3)):
+            name, made = data.draw(st.sampled_from(list(_forms(site))))
+            event(name)
+            chosen.append((site, made))
+    spliced = graph.splice(model, chosen)
+    onnx.checker.check_model(spliced.proto, full_check=True)
+    _same_but_for(model.proto, spliced.proto, {index for site, _ in chosen for index in site.nodes})
+    bound = BOUNDS[np.dtype(net.dtype).name]
+    _close(before, run(spliced.bytes(), net.feeds), bound)
+    if data.draw(st.booleans()):
+        walk = Walk(model, sites, [net.feeds], TARGET)
+        for site in sites:
+            walk.provide(apply(only(site.conv), walk.inputs(), TARGET))
+        (outputs,) = walk.outputs()
+        _close(before, dict(zip(model.outputs, outputs, strict=True)), bound)
+
+
+def _close(before: dict[str, np.ndarray], after: dict[str, np.ndarray], bound: float) -> None:
+    for name, expected in before.items():
+        assert after[name].dtype == expected.dtype
+        assert after[name].shape == expected.shape
+        wide = expected.astype(np.float64)
+        assert np.abs(after[name] - wide).max() <= bound * np.abs(wide).max() + 1e-30, name
+
+
+def _same_but_for(before: onnx.ModelProto, after: onnx.ModelProto, replaced: set[int]) -> None:
+    """What is not replaced is there in its order, byte for byte, but for constants that nobody takes."""
+    nodes = iter([node.SerializeToString() for node in after.graph.node])
+    taken = {name for node in after.graph.node for name in node.input}
+    for index, node in enumerate(before.graph.node):
+        idle = node.op_type in {"Constant", *FOLDED} and not taken & set(node.output)
+        if index not in replaced and not idle:
+            assert node.SerializeToString() in nodes, node.name
+    kept = {tensor.name: tensor.SerializeToString() for tensor in after.graph.initializer}
+    for tensor in before.graph.initializer:
+        assert kept.get(tensor.name, tensor.SerializeToString()) == tensor.SerializeToString()
+        assert tensor.name in kept or tensor.name not in taken
+    for side in ("input", "output"):
+        assert list(getattr(after.graph, side)) == list(getattr(before.graph, side))
