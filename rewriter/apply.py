@@ -32,6 +32,8 @@ def apply(
     evaluation: Source | None = None,
     *,
     output: str | Path | None = None,
+    save_as_external_data: bool = False,
+    external_data_size_threshold: int = graph.SIZE_THRESHOLD,
     max_drift: Mapping[str, float] | None = None,
     min_speedup: float | None = None,
     provider: str | None = None,
@@ -65,6 +67,9 @@ def apply(
         batch: The batch size to time; the plan's where None.
         shapes: Sizes of inputs with dynamic dimensions to time; the plan's where None.
         seed: Splits the samples and draws the patches; the plan's where None.
+        save_as_external_data: Write weights into a file beside the model even where one file can hold all;
+            always done where it cannot (2 GB).
+        external_data_size_threshold: Tensors of fewer bytes stay in the model's own file in any case.
         reports: Paths of reports to write; the suffix chooses the view.
         progress: Told a stage, how much of it is done, and how much there is.
 
@@ -98,8 +103,9 @@ def apply(
             "--exact needs none"
         )
     original = graph.load(model)
-    wanted = Wanted(output, reports=reports)
-    wanted.check([original.path, Path(plan), calibration, evaluation])
+    storage = graph.Storage(save_as_external_data, external_data_size_threshold)
+    wanted = Wanted(output, reports=reports, storage=storage)
+    wanted.check([original.path, *original.data, Path(plan), calibration, evaluation])
     base = graph.unpin(original)
     sites, refusals = prepare.choose_sites(base, ())
     passes = prepare.named_passes(None)

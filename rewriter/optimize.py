@@ -52,6 +52,8 @@ def optimize(
     max_memory: float = 5.0,
     cache: bool = True,
     save_plan: str | Path | None = None,
+    save_as_external_data: bool = False,
+    external_data_size_threshold: int = graph.SIZE_THRESHOLD,
     reports: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -97,6 +99,9 @@ def optimize(
             of the two models are always measured.
         save_plan: Where to write the plan of the model that was made, for `rewriter.apply`; only written if
             there is one.
+        save_as_external_data: Write weights into a file beside the model even where one file can hold all;
+            always done where it cannot (2 GB).
+        external_data_size_threshold: Tensors of fewer bytes stay in the model's own file in any case.
         reports: Paths of reports to write; the suffix chooses the view.
         progress: Told a stage, how much of it is done, and how much there is.
 
@@ -127,8 +132,9 @@ def optimize(
             "no samples were given; --calibration takes an .npz or script.py:function, and --exact needs none"
         )
     original = graph.load(model)
-    wanted = Wanted(output, save_plan, reports)
-    wanted.check([original.path, calibration, evaluation])
+    storage = graph.Storage(save_as_external_data, external_data_size_threshold)
+    wanted = Wanted(output, save_plan, reports, storage)
+    wanted.check([original.path, *original.data, calibration, evaluation])
     base = graph.unpin(original)
     sites, refusals = prepare.choose_sites(base, exclude)
     shapes = shapes or {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,13 @@ class Wanted:
         model: Path of the model, if any.
         plan: Path of the plan, if any.
         reports: Paths of reports; the suffix chooses the view.
+        storage: Where the model's weights go.
     """
 
     model: str | Path | None = None
     plan: str | Path | None = None
     reports: Sequence[str | Path] = ()
+    storage: graph.Storage = field(default_factory=graph.Storage)
 
     def check(self, sources: Sequence[object]) -> None:
         """Checks, before any work is done, that all can be written.
@@ -75,13 +77,14 @@ class Wanted:
         Raises:
             OutputError: A file cannot be written; then none is.
         """
-        contents: dict[files.PathLike, bytes] = {}
-        if model is not None and self.model is not None:
-            contents[self.model] = model.bytes()
+        contents: dict[files.PathLike, files.Content] = {}
         if plan is not None and self.plan is not None:
             contents[self.plan] = plan.encode()
         contents.update((path, rendered(report, path)) for path in self.reports)
-        files.write(contents)
+        if model is not None and self.model is not None:
+            graph.save(model, self.model, self.storage, contents)
+        else:
+            files.write(contents)
 
     def _all(self) -> list[tuple[str, str | Path]]:
         found = [("output", self.model), ("plan", self.plan), *(("report", path) for path in self.reports)]

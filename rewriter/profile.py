@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rewriter import graph, runtime
 from rewriter.graph import Layer, Model, Node
@@ -53,7 +54,7 @@ def profile(model: Model, layers: Sequence[Layer], feeds: Feeds, target: Target)
         ModelError: It cannot be loaded or run.
     """
     model = graph.named(model)  # or the runtime's kernels would be numbered only
-    data = model.bytes()
+    data = partial(graph.serialize, model)
     kernels = runtime.profiled(data, feeds, target)
     optimised = graph.flow(graph.load(runtime.optimized(data, target)))
     made = _made(kernels, graph.flow(model), optimised)
@@ -69,7 +70,7 @@ def elsewhere(model: Model, feeds: Feeds, target: Target, label: str) -> tuple[s
     if target.provider == "cpu":
         return ()
     wanted = runtime.check_provider(target.provider)
-    kernels = runtime.profiled(model.bytes(), feeds, target, seconds=0.0)
+    kernels = runtime.profiled(partial(graph.serialize, model), feeds, target, seconds=0.0)
     left = Counter(kernel.op_type for kernel in kernels if kernel.provider != wanted)
     if not left:
         return ()

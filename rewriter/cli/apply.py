@@ -10,6 +10,7 @@ import click
 from rewriter.cli.options import (
     calibration,
     evaluation,
+    external_data,
     max_drift,
     min_speedup,
     provider_option,
@@ -56,6 +57,7 @@ Exit status:
     type=click.Path(path_type=Path),
     help="Where the model goes.",
 )
+@external_data
 @calibration("the plan is exact")
 @evaluation
 @max_drift(

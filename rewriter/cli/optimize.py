@@ -11,6 +11,7 @@ from rewriter.cli.options import (
     batch,
     calibration,
     evaluation,
+    external_data,
     listed,
     max_drift,
     min_speedup,
@@ -136,6 +137,7 @@ Exit status:
     type=click.Path(path_type=Path),
     help="Write the choices too, as JSON, for rewriter apply; only if there is a faster model.",
 )
+@external_data
 @report
 @quiet
 def optimize(

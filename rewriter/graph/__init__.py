@@ -8,6 +8,7 @@
     describe    a model in text                        fingerprint  a digest of what takes time
     nodes       its nodes by name                      inventory  layers with their shapes and costs
     interface   what two models take and give          reach      receptive fields
+    external    weights in files beside the model
 
 What is not rewritten comes out as it came, byte for byte.
 """
@@ -15,7 +16,8 @@ What is not rewritten comes out as it came, byte for byte.
 from rewriter.files import check_output
 from rewriter.graph.batchnorm import Norm, find_norms
 from rewriter.graph.describe import describe
-from rewriter.graph.files import Source, load, save
+from rewriter.graph.external import SIZE_THRESHOLD, serialize, weight_bytes
+from rewriter.graph.files import Source, Storage, load, save
 from rewriter.graph.fingerprint import fingerprint
 from rewriter.graph.fold import fold
 from rewriter.graph.followers import Follower
@@ -32,6 +34,7 @@ from rewriter.graph.unpin import unpin
 from rewriter.graph.views import with_outputs, with_shapes
 
 __all__ = [
+    "SIZE_THRESHOLD",
     "Constants",
     "Follower",
     "Inventory",
@@ -43,6 +46,7 @@ __all__ = [
     "Site",
     "Source",
     "Step",
+    "Storage",
     "Tape",
     "Window",
     "block_probe",
@@ -63,9 +67,11 @@ __all__ = [
     "rewrite_model",
     "save",
     "segments",
+    "serialize",
     "splice",
     "tape",
     "unpin",
+    "weight_bytes",
     "with_outputs",
     "with_shapes",
 ]

@@ -20,11 +20,13 @@ class Model:
         proto: The model; treat it as read-only and edit `copy()`.
         path: The file that it was read from, if any.
         source: The file's bytes where protobuf would write the unedited model in another way, else None.
+        data: The files beside it that its weights were read from.
     """
 
     proto: onnx.ModelProto
     path: Path | None = None
     source: builtins.bytes | None = None
+    data: frozenset[Path] = frozenset()
 
     def bytes(self) -> builtins.bytes:
         """The serialised model: the file's own bytes where nothing was edited.
@@ -49,7 +51,7 @@ class Model:
 
     def edited(self, proto: onnx.ModelProto) -> Model:
         """A model with the same origin and another content."""
-        return Model(proto, self.path)
+        return Model(proto, self.path, data=self.data)
 
     @property
     def label(self) -> str:
