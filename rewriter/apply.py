@@ -33,7 +33,7 @@ def apply(
     *,
     output: str | Path | None = None,
     save_as_external_data: bool = False,
-    external_data_size_threshold: int = graph.SIZE_THRESHOLD,
+    size_threshold: int = graph.SIZE_THRESHOLD,
     max_drift: Mapping[str, float] | None = None,
     min_speedup: float | None = None,
     provider: str | None = None,
@@ -69,7 +69,7 @@ def apply(
         seed: Splits the samples and draws the patches; the plan's where None.
         save_as_external_data: Write weights into a file beside the model even where one file can hold all;
             always done where it cannot (2 GB).
-        external_data_size_threshold: Tensors of fewer bytes stay in the model's own file in any case.
+        size_threshold: Tensors of fewer bytes stay in the model's own file in any case.
         reports: Paths of reports to write; the suffix chooses the view.
         progress: Told a stage, how much of it is done, and how much there is.
 
@@ -103,7 +103,7 @@ def apply(
             "--exact needs none"
         )
     original = graph.load(model)
-    storage = graph.Storage(save_as_external_data, external_data_size_threshold)
+    storage = graph.Storage(save_as_external_data, size_threshold)
     wanted = Wanted(output, reports=reports, storage=storage)
     wanted.check([original.path, *original.data, Path(plan), calibration, evaluation])
     base = graph.unpin(original)

@@ -53,7 +53,7 @@ def optimize(
     cache: bool = True,
     save_plan: str | Path | None = None,
     save_as_external_data: bool = False,
-    external_data_size_threshold: int = graph.SIZE_THRESHOLD,
+    size_threshold: int = graph.SIZE_THRESHOLD,
     reports: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -101,7 +101,7 @@ def optimize(
             there is one.
         save_as_external_data: Write weights into a file beside the model even where one file can hold all;
             always done where it cannot (2 GB).
-        external_data_size_threshold: Tensors of fewer bytes stay in the model's own file in any case.
+        size_threshold: Tensors of fewer bytes stay in the model's own file in any case.
         reports: Paths of reports to write; the suffix chooses the view.
         progress: Told a stage, how much of it is done, and how much there is.
 
@@ -132,7 +132,7 @@ def optimize(
             "no samples were given; --calibration takes an .npz or script.py:function, and --exact needs none"
         )
     original = graph.load(model)
-    storage = graph.Storage(save_as_external_data, external_data_size_threshold)
+    storage = graph.Storage(save_as_external_data, size_threshold)
     wanted = Wanted(output, save_plan, reports, storage)
     wanted.check([original.path, *original.data, calibration, evaluation])
     base = graph.unpin(original)

@@ -227,10 +227,14 @@ def _drawn(model: Model, shapes: Mapping[str, Ints], span: Range, count: int, se
                 f"input '{spec.name}' has dynamic sizes; "
                 f"give them, as in --shape {spec.name}:{takes}, or samples"
             )
-        if spec.dtype.kind == "f":
-            return span.draw(rng, shape).astype(spec.dtype)
-        if spec.dtype.kind in "iub":
-            return rng.integers(0, 2, shape).astype(spec.dtype)
+        try:
+            if spec.dtype.kind == "f":
+                return span.draw(rng, shape).astype(spec.dtype)
+            if spec.dtype.kind in "iub":
+                return rng.integers(0, 2, shape).astype(spec.dtype)
+        except (MemoryError, ValueError) as error:
+            sizes = ",".join(map(str, shape))
+            raise ModelError(f"input '{spec.name}' of the shape {sizes} does not fit into memory") from error
         raise OptionError(f"input '{spec.name}' takes {spec.dtype}, which cannot be drawn; give samples")
 
     return [{spec.name: value(spec) for spec in model.inputs} for _ in range(count)]

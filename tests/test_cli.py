@@ -88,7 +88,7 @@ def test_defaults(optimize, run):
         "cache": True,
         "save_plan": None,
         "save_as_external_data": False,
-        "external_data_size_threshold": 1024,
+        "size_threshold": 1024,
         "reports": (),
     }
     assert out.splitlines()[-2:] == [REWRITTEN.verdict, "Wrote out.onnx"]
@@ -105,7 +105,7 @@ def test_every_option(optimize, run):
         "--strict", "--max-macs", 0.5, "--frontier",
         "--min-speedup", 1.5, "--max-load", 3, "--max-memory", 1.5, "--no-cache",
         "--save-plan", "plan.json", "--report", "a.md", "--report", "b.json",
-        "--save-as-external-data", "--external-data-size-threshold", 9,
+        "--save-as-external-data", "--size-threshold", 9,
     )
     # fmt: on
     assert status == 0
@@ -131,7 +131,7 @@ def test_every_option(optimize, run):
         "cache": False,
         "save_plan": Path("plan.json"),
         "save_as_external_data": True,
-        "external_data_size_threshold": 9,
+        "size_threshold": 9,
         "reports": (Path("a.md"), Path("b.json")),
     }
     wrote = ["out.onnx", "plan.json", "a.md", "b.json"]
@@ -146,7 +146,7 @@ def test_apply_leaves_to_the_plan_what_is_not_given(apply, run):
     options = {"provider": None, "threads": None, "batch": None, "shapes": None, "seed": None}
     options["provider_options"] = None
     gates = {"max_drift": None, "min_speedup": None}
-    stored = {"save_as_external_data": False, "external_data_size_threshold": 1024}
+    stored = {"save_as_external_data": False, "size_threshold": 1024}
     assert apply.options == {"output": Path("out.onnx"), "reports": (), **options, **gates, **stored}
     assert out.splitlines()[-1] == "Wrote out.onnx"
     # fmt: off

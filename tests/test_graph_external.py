@@ -237,7 +237,7 @@ def test_the_options(proto: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest
     for more, data in (
         ([], 0),
         (["--save-as-external-data"], 1),
-        (["--save-as-external-data", "--external-data-size-threshold", "999999"], 0),
+        (["--save-as-external-data", "--size-threshold", "999999"], 0),
     ):
         with pytest.raises(SystemExit) as ended:
             cli.main([*args, "--max-macs", "0.7", *more])

@@ -151,12 +151,12 @@ def external_data(command: Callable[..., Any]) -> Callable[..., Any]:
     """Whether weights go into a file beside the model, and which."""
     for option in (
         click.option(
-            "--external-data-size-threshold",
+            "--size-threshold",
             type=click.IntRange(min=0),
             default=1024,
             show_default=True,
             metavar="BYTES",
-            help="Smaller tensors stay in OUT itself in any case.",
+            help="Tensors of fewer bytes stay in OUT itself in any case.",
         ),
         click.option(
             "--save-as-external-data",

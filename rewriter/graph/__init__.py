@@ -8,7 +8,7 @@
     describe    a model in text                        fingerprint  a digest of what takes time
     nodes       its nodes by name                      inventory  layers with their shapes and costs
     interface   what two models take and give          reach      receptive fields
-    external    weights in files beside the model
+    external    weights in files beside the model  soundness  what a node must have
 
 What is not rewritten comes out as it came, byte for byte.
 """

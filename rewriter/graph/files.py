@@ -19,6 +19,7 @@ from rewriter.files import Content, PathLike, check_output, write
 from rewriter.graph.external import SIZE_THRESHOLD, in_one, is_external, read_data, split
 from rewriter.graph.model import Model
 from rewriter.graph.scope import names, tensors
+from rewriter.graph.soundness import check_sound
 from rewriter.parts import Parts
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -140,6 +141,7 @@ def _checked(model: Model) -> Model:
     # Names that are not UTF-8 come as bytes.
     if not all(isinstance(name, str) for name in names(proto)):
         raise ModelError(f"{model.label} has names that are not text: it is damaged, export or copy it anew")
+    check_sound(proto, model.label)
     return model
 
 

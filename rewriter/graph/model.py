@@ -112,7 +112,11 @@ def initializer_names(graph: onnx.GraphProto) -> set[str]:
 
 
 def dims(shape: onnx.TensorShapeProto) -> tuple[int | str | None, ...]:
-    """The sizes of a shape: numbers, the names of dynamic ones, None where nothing is said."""
+    """The sizes of a shape: numbers, the names of dynamic ones, None where nothing is said.
+
+    Some exporters write a negative number for a dynamic size, and ONNX Runtime takes it so.
+    """
     return tuple(
-        int(dim.dim_value) if dim.HasField("dim_value") else (dim.dim_param or None) for dim in shape.dim
+        int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value >= 0 else (dim.dim_param or None)
+        for dim in shape.dim
     )
