@@ -12,11 +12,14 @@ from rewriter import files, graph, runtime
 from rewriter.conv import Cost, Refusal
 from rewriter.errors import OutputError
 from rewriter.graph import Model
+from rewriter.plan import Candidate
 from rewriter.profile import elsewhere
 from rewriter.report import Point, Report, SiteReport, check_path, rendered
 from rewriter.report.words import plural
 from rewriter.search import Round, Trial
 from rewriter.verdict import Ending, Job
+from rewriter.version import version
+from rewriter.winograd import Winograd
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,11 +95,42 @@ class Wanted:
 
 
 def put_together(base: Model, trial: Trial) -> Model:
-    """The model with a trial's rewrites, and what was done in its metadata."""
-    if not trial.rewrites:
-        return base
-    done = {each.site: f"{each.pass_name} {'x'.join(map(str, each.rank))}" for each in trial.plan.rewritten}
-    return graph.splice(base, trial.rewrites, {"rewriter.sites": json.dumps(done)})
+    """The model with a trial's rewrites, and what was done in its metadata.
+
+    The same model and the same rewrites give the same bytes, so nothing that was measured is in it. What
+    earlier runs did stays: a convolution that is rewritten again has both forms, the first one first.
+    """
+    done = _done_before(base)
+    for each in trial.plan.rewritten:
+        form = _form(each)
+        done[each.site] = f"{done[each.site]}; {form}" if each.site in done else form
+    provenance = {"rewriter.sites": json.dumps(done, ensure_ascii=False, separators=(",", ":"))}
+    if found := version():
+        provenance["rewriter.version"] = found
+    return graph.splice(base, trial.rewrites, provenance)
+
+
+def _form(candidate: Candidate) -> str:
+    """A form as metadata tell it: `tucker2 16x16`, and the tiles of its stages where its rank does not."""
+    told = f"{candidate.pass_name} {'x'.join(map(str, candidate.rank))}"
+    tiles = {
+        "x".join(map(str, lowering.m))
+        for branch in candidate.lowerings
+        for lowering in branch
+        if isinstance(lowering, Winograd) and lowering.m != candidate.rank
+    }
+    return f"{told} in tiles {' '.join(sorted(tiles))}" if tiles else told
+
+
+def _done_before(model: Model) -> dict[str, str]:
+    """The forms that earlier runs have written into a model."""
+    try:
+        done = json.loads(model.metadata.get("rewriter.sites", "{}"))
+    except ValueError:
+        return {}
+    return (
+        {name: form for name, form in done.items() if isinstance(form, str)} if isinstance(done, dict) else {}
+    )
 
 
 def told(

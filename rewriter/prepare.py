@@ -122,6 +122,11 @@ def choose_sites(model: Model, exclude: Sequence[str]) -> tuple[tuple[Site, ...]
     sites, refusals = graph.find_sites(model)
     if not sites and not refusals:
         raise ModelError(f"{model.label} has no convolution to rewrite; give a model with Conv nodes")
+    found = [site.name for site in sites] + [refusal.node for refusal in refusals]
+    tiled = dict.fromkeys(whole for name in found if (whole := graph.whole_of(name)) is not None)
+    sites = tuple(site for site in sites if graph.whole_of(site.name) is None)
+    refusals = tuple(refusal for refusal in refusals if graph.whole_of(refusal.node) is None)
+    refusals += tuple(Refusal(name, None, "an earlier run has put it into tiles") for name in tiled)
     names = {site.name for site in sites}
     for name in exclude:
         if name not in names | {refusal.node for refusal in refusals}:

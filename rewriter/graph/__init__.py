@@ -16,6 +16,7 @@ What is not rewritten comes out as it came, byte for byte.
 from rewriter.files import check_output
 from rewriter.graph.batchnorm import Norm, find_norms
 from rewriter.graph.describe import describe
+from rewriter.graph.emit import whole_of
 from rewriter.graph.external import SIZE_THRESHOLD, serialize, weight_bytes
 from rewriter.graph.files import Source, Storage, load, save
 from rewriter.graph.fingerprint import fingerprint
@@ -72,6 +73,7 @@ __all__ = [
     "tape",
     "unpin",
     "weight_bytes",
+    "whole_of",
     "with_outputs",
     "with_shapes",
 ]

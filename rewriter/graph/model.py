@@ -65,6 +65,11 @@ class Model:
         return int(max(versions, default=1))
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """What the model says of itself, by key."""
+        return {entry.key: entry.value for entry in self.proto.metadata_props}
+
+    @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """What must be fed, in the graph's order; inputs with a default (initializers) are not among them.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import cache
 from operator import itemgetter
+from typing import Any, cast
 
 import onnx
 
@@ -57,7 +58,7 @@ def _wrong(node: onnx.NodeProto, opset: int) -> str | None:
     for entry in node.attribute:
         known = schema.attributes.get(entry.name)
         if known is not None and entry.type != known.type.value and not entry.ref_attr_name:
-            return f"an attribute {entry.name!r} that is no {known.type.name}"
+            return f"an attribute {entry.name!r} that is not of its type"
     if node.op_type == "Constant" and len(node.attribute) != 1:
         return f"{len(node.attribute)} values"
     return None
@@ -85,11 +86,11 @@ def _circle(graph: onnx.GraphProto) -> onnx.NodeProto | None:
     while index not in seen:  # what waits for another leads into the circle in the end
         seen.add(index)
         index = next(each for each in needed[index] if waiting[each])
-    return graph.node[index]
+    return cast(onnx.NodeProto, graph.node[index])
 
 
 @cache
-def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
+def _schema(op_type: str, opset: int) -> Any:
     try:
         return onnx.defs.get_schema(op_type, opset)
     except onnx.defs.SchemaError:
