@@ -106,11 +106,14 @@ def apply(
     storage = graph.Storage(save_as_external_data, size_threshold)
     wanted = Wanted(output, reports=reports, storage=storage)
     wanted.check([original.path, *original.data, Path(plan), calibration, evaluation])
-    base = graph.unpin(original)
+    unpinned = graph.unpin(original)
+    planned = {site.node for site in saved.sites}
+    found, _ = prepare.choose_sites(unpinned, ())
+    base = graph.fold_front(unpinned, [site for site in found if site.name in planned])
     sites, refusals = prepare.choose_sites(base, ())
     passes = prepare.named_passes(None)
     matched = planfile.match(saved, sites, refusals, passes, f"plan '{os.fspath(plan)}'", original.label)
-    samples = prepare.parts(base, calibration, evaluation, shapes, seed)
+    samples = prepare.parts(unpinned, calibration, evaluation, shapes, seed)
     feeds = prepare.deployed_feeds(original, samples.fit, batch, shapes)
     judge = Judge(
         original, dict(max_drift or {}), samples.choosing, samples.final, seed, target=target.precise

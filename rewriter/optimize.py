@@ -135,10 +135,11 @@ def optimize(
     storage = graph.Storage(save_as_external_data, size_threshold)
     wanted = Wanted(output, save_plan, reports, storage)
     wanted.check([original.path, *original.data, calibration, evaluation])
-    base = graph.unpin(original)
+    unpinned = graph.unpin(original)
+    base = graph.fold_front(unpinned, prepare.choose_sites(unpinned, exclude)[0])
     sites, refusals = prepare.choose_sites(base, exclude)
     shapes = shapes or {}
-    samples = prepare.parts(base, calibration, evaluation, shapes, seed)
+    samples = prepare.parts(unpinned, calibration, evaluation, shapes, seed)
     remarks = samples.remarks
     feeds = prepare.deployed_feeds(original, samples.fit, batch, shapes)
     judge = Judge(

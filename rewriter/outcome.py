@@ -150,9 +150,7 @@ def told(
 ) -> Report:
     """All that is known of a run; `base` is the original with its exact steps done."""
     improved = ending.accepted is not None
-    steps: tuple[str, ...] = (
-        () if base is job.original else (f"{len(job.original.pinned)} weights are no longer graph inputs",)
-    )
+    steps = _steps(job.original, base)
     if ending.accepted is not None and (
         repaired := len(ending.accepted.rewrites) - len(ending.accepted.plan.rewritten)
     ):
@@ -182,6 +180,15 @@ def told(
         frontier=frontier,
         notes=notes,
     )
+
+
+def _steps(original: Model, base: Model) -> tuple[str, ...]:
+    """What was done to a model before any rewrite."""
+    told = {
+        "weights are no longer graph inputs": len(original.pinned) - len(base.pinned),
+        "nodes beside convolutions are folded into them": graph.computing(original) - graph.computing(base),
+    }
+    return tuple(f"{count} {what}" for what, count in told.items() if count)
 
 
 def result(job: Job, ending: Ending, report: Report) -> Result:

@@ -9,6 +9,7 @@
     nodes       its nodes by name                      inventory  layers with their shapes and costs
     interface   what two models take and give          reach      receptive fields
     external    weights in files beside the model  soundness  what a node must have
+    front       what a convolution behind it takes in
 
 What is not rewritten comes out as it came, byte for byte.
 """
@@ -22,10 +23,11 @@ from rewriter.graph.files import Source, Storage, load, save
 from rewriter.graph.fingerprint import fingerprint
 from rewriter.graph.fold import fold
 from rewriter.graph.followers import Follower
+from rewriter.graph.front import fold_front
 from rewriter.graph.interface import common_interface
 from rewriter.graph.inventory import Inventory, Layer, Window, inventory
 from rewriter.graph.model import Model
-from rewriter.graph.nodes import Node, flow, named
+from rewriter.graph.nodes import Node, computing, flow, named
 from rewriter.graph.probes import block_probe, probe, read_block, rewrite_model
 from rewriter.graph.segments import Segment, segments
 from rewriter.graph.sites import Site, find_sites
@@ -53,12 +55,14 @@ __all__ = [
     "block_probe",
     "check_output",
     "common_interface",
+    "computing",
     "describe",
     "find_norms",
     "find_sites",
     "fingerprint",
     "flow",
     "fold",
+    "fold_front",
     "inventory",
     "load",
     "named",
