@@ -184,11 +184,12 @@ def told(
 
 def _steps(original: Model, base: Model) -> tuple[str, ...]:
     """What was done to a model before any rewrite."""
-    told = {
-        "weights are no longer graph inputs": len(original.pinned) - len(base.pinned),
-        "nodes beside convolutions are folded into them": graph.computing(original) - graph.computing(base),
-    }
-    return tuple(f"{count} {what}" for what, count in told.items() if count)
+    freed = len(original.pinned) - len(base.pinned)
+    folded = graph.computing(original) - graph.computing(base)
+    return (
+        *((f"{freed} weights are no longer graph inputs",) if freed else ()),
+        *((f"{plural(folded, 'node')} folded into the convolutions beside",) if folded else ()),
+    )
 
 
 def result(job: Job, ending: Ending, report: Report) -> Result:

@@ -132,7 +132,7 @@ def test_the_command_folds_but_for_what_is_excluded(
     plan = tmp_path / "plan.json"
     done = rewriter.optimize(found.proto, exact=True, exclude=["one"], passes=["winograd"], save_plan=plan)
     assert done.improved
-    assert done.report.steps == ("1 nodes beside convolutions are folded into them",)
+    assert done.report.steps == ("1 node folded into the convolutions beside",)
     kinds = [node.op_type for node in done.model.graph.node if "/" not in node.name]
     assert kinds == ["Mul", "Conv"]
     again = rewriter.apply(found.proto, plan)
