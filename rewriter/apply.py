@@ -35,6 +35,8 @@ def apply(
     preprocess: Preprocessing | None = None,
     random_samples: int | None = None,
     output: str | Path | None = None,
+    save_as_external_data: bool = False,
+    size_threshold: int = graph.SIZE_THRESHOLD,
     max_drift: Mapping[str, float] | None = None,
     min_speedup: float | None = None,
     provider: str | None = None,
@@ -70,6 +72,9 @@ def apply(
         batch: The batch size to time; the plan's where None.
         shapes: Sizes of inputs with dynamic dimensions to time; the plan's where None.
         seed: Splits the samples and draws the patches; the plan's where None.
+        save_as_external_data: Write weights into a file beside the model even where one file can hold all;
+            always done where it cannot (2 GB).
+        size_threshold: Tensors of fewer bytes stay in the model's own file in any case.
         reports: Paths of reports to write; the suffix chooses the view.
         progress: Told a stage, how much of it is done, and how much there is.
 
@@ -100,13 +105,17 @@ def apply(
     given = Given.of(calibration, evaluation, preprocess, random_samples)
     given.check_enough(saved.exact, "only --random-samples and a plan made with --exact need none")
     original = graph.load(model)
-    wanted = Wanted(output, reports=reports)
-    wanted.check([original.path, Path(plan), calibration, evaluation])
-    base = graph.unpin(original)
+    storage = graph.Storage(save_as_external_data, size_threshold)
+    wanted = Wanted(output, reports=reports, storage=storage)
+    wanted.check([original.path, *original.data, Path(plan), calibration, evaluation])
+    unpinned = graph.unpin(original)
+    planned = {site.node for site in saved.sites}
+    found, _ = prepare.choose_sites(unpinned, ())
+    base = graph.fold_front(unpinned, [site for site in found if site.name in planned])
     sites, refusals = prepare.choose_sites(base, ())
     passes = prepare.named_passes(None)
     matched = planfile.match(saved, sites, refusals, passes, f"plan '{os.fspath(plan)}'", original.label)
-    samples = parts(base, given, shapes, seed)
+    samples = parts(unpinned, given, shapes, seed)
     feeds = prepare.deployed_feeds(original, samples.fit, batch, shapes)
     judge = Judge(
         original, dict(max_drift or {}), samples.choosing, samples.final, seed, target=target.precise

@@ -1,6 +1,7 @@
 """`compare`: two models with the same interface in; how far their outputs are apart, and their times, out."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from rewriter import graph, latency, parting, prepare, runtime
@@ -98,7 +99,7 @@ def compare(
     samples, remarks = _samples(both, given, shapes or {}, seed)
     feeds = prepare.deployed_feeds(both, samples, batch, shapes or {})
     for model in (first, second):
-        Session(model.bytes, target, model.label).run(feeds)
+        Session(partial(graph.serialize, model), target, model.label).run(feeds)
 
     progress("measuring drift", 0, 0)
     choosing = samples if strict else samples.subset([0])  # nothing is chosen; strictness looks at both
@@ -106,8 +107,8 @@ def compare(
     drift, verdicts = judge.verdicts(second)
     whole = next(each for each in drift if each.measure == "rel_l2" and each.output is None)
     timing = latency.compare(
-        first.bytes,
-        second.bytes,
+        partial(graph.serialize, first),
+        partial(graph.serialize, second),
         feeds,
         target,
         seed=seed,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from rewriter.errors import OutputError
 
 PathLike = str | os.PathLike[str]
+Content = bytes | Iterable[bytes]
+"""What a file holds: in one piece, or piece by piece."""
 
 
 def check_output(path: PathLike, source: PathLike | None = None, what: str = "output") -> None:
@@ -44,10 +46,11 @@ def same_file(one: PathLike, other: PathLike) -> bool:
     return first.resolve() == second.resolve()
 
 
-def write(contents: Mapping[PathLike, bytes]) -> None:
+def write(contents: Mapping[PathLike, Content]) -> None:
     """Writes files: all to temporary ones beside them first, which take their names once all are there.
 
-    A link stays a link, what it points to is replaced; a file that is there keeps its permissions.
+    They take them in the order in which they are given. A link stays a link, what it points to is replaced; a
+    file that is there keeps its permissions.
 
     Raises:
         OutputError: There is no room for one, or no permission; then none is written.
@@ -68,9 +71,9 @@ def write(contents: Mapping[PathLike, bytes]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _stage(temporary: Path, target: Path, data: bytes) -> None:
+def _stage(temporary: Path, target: Path, data: Content) -> None:
     with temporary.open("xb") as file:
-        file.write(data)
+        file.writelines([data] if isinstance(data, bytes) else data)
         file.flush()
         os.fsync(file.fileno())
     if target.exists():

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 
-from rewriter import latency
+from rewriter import graph, latency
 from rewriter.graph import Model
 from rewriter.latency import Latency
 from rewriter.plan import Candidate, Plan, choose, choose_by_macs, least_macs, total_macs
@@ -77,7 +78,12 @@ def _point(
 ) -> Point:
     """A plan as measured; `timing` is that of the chosen one, which was compared already."""
     found = timing or latency.compare(
-        job.original.bytes, model.bytes, job.feeds, job.target, seconds=_COMPARED_S, seed=job.seed
+        partial(graph.serialize, job.original),
+        partial(graph.serialize, model),
+        job.feeds,
+        job.target,
+        seconds=_COMPARED_S,
+        seed=job.seed,
     )
     return Point(
         sites=len(plan.rewritten),

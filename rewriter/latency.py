@@ -24,6 +24,7 @@ from scipy import special
 from rewriter._worker import Worker, time_runs
 from rewriter.errors import ModelError, OptionError
 from rewriter.runtime import Clock, ModelSource, Session, Target
+from rewriter.serialized import Parts, write_model
 
 Floats = NDArray[np.float64]
 Feeds = Mapping[str, NDArray[Any]]
@@ -69,7 +70,7 @@ class Latency:
         before_load_ms: Time to create the session, median over fresh processes.
         before_peak_bytes: Peak memory of a fresh process that loads the model and runs it once, all in all.
         baseline_bytes: What such a process needs without any model; 0 where the system does not tell.
-        before_size_bytes: Size of the model's file, without external data.
+        before_size_bytes: Size of the model's files; where it was given as a path, without external data.
         before_times_ms: Times of single runs in their order, thinned to at most 2000.
         clock: What told the times of the runs.
     """
@@ -127,7 +128,7 @@ def compare(
     or its spinning threads would slow the other down. Every round starts both processes anew.
 
     Args:
-        before: The original model: bytes, what makes them, or a path, which external data need.
+        before: The original model: serialised, what serialises it, or its path.
         after: The other model, with the same inputs.
         feeds: Arrays by input name, at the batch size that is to be timed.
         target: How the models are deployed.
@@ -150,12 +151,12 @@ def compare(
     baselines = []
     count = max(math.ceil(max_pairs / (2 * _ROUNDS)), 1)
     with contextlib.ExitStack() as stack:
-        paths = (stack.enter_context(_file(before)), stack.enter_context(_file(after)))
+        files = (stack.enter_context(_file(before)), stack.enter_context(_file(after)))
         for turn in range(_ROUNDS):
             with contextlib.ExitStack() as pair:
                 first = turn % 2  # neither model is always the first to be started
                 workers = {
-                    side: pair.enter_context(Worker(paths[side], feeds, target))
+                    side: pair.enter_context(Worker(files[side][0], feeds, target))
                     for side in (first, 1 - first)
                 }
                 for side, worker in workers.items():
@@ -171,7 +172,6 @@ def compare(
                 times[side].append(runs[side])
             if progress is not None:
                 progress(turn + 1, _ROUNDS)
-        sizes = [path.stat().st_size for path in paths]
     speedup = estimate(np.stack(ratios), seed)
     both = [np.concatenate(side) for side in times]
     (before_p10, before_ms, before_p90), (after_p10, after_ms, after_p90) = (
@@ -198,8 +198,8 @@ def compare(
         before_peak_bytes=int(np.median(peaks[0])),
         after_peak_bytes=int(np.median(peaks[1])),
         baseline_bytes=int(np.median(baselines)),
-        before_size_bytes=sizes[0],
-        after_size_bytes=sizes[1],
+        before_size_bytes=files[0][1],
+        after_size_bytes=files[1][1],
         before_times_ms=_thin(both[0]),
         after_times_ms=_thin(both[1]),
         clock=target.clock,
@@ -340,18 +340,18 @@ def _plan(worker: Worker) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _file(model: ModelSource) -> Iterator[Path]:
-    """The model as a file, which is gone afterwards where it was made here."""
-    if isinstance(model, bytes) or callable(model):
+def _file(model: ModelSource) -> Iterator[tuple[Path, int]]:
+    """The model as a file, which is gone afterwards where it was made here, and its size."""
+    if isinstance(model, bytes | Parts) or callable(model):
         with tempfile.TemporaryDirectory(prefix="conv-rewriter-") as folder:
             path = Path(folder, "model.onnx")
-            path.write_bytes(model() if callable(model) else model)
-            yield path
+            write_model(model() if callable(model) else model, path)
+            yield path, sum(each.stat().st_size for each in path.parent.iterdir())
     else:
         path = Path(model).absolute()
         if not path.is_file():
             raise ModelError(f"'{os.fspath(model)}' is not a file; check the path")
-        yield path
+        yield path, path.stat().st_size
 
 
 @contextlib.contextmanager

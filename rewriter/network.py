@@ -17,6 +17,7 @@ from rewriter.plan import Candidate
 from rewriter.runtime import Target
 from rewriter.samples import Feeds
 from rewriter.search import Rewrites, Sites, Trial
+from rewriter.serialized import Serialized
 
 # The largest gains are corrected, by so many groups of sites.
 _GROUPS = 8
@@ -101,12 +102,12 @@ class Clock:
 
 def clock(model: Model, shapes: Mapping[str, Hashable], feeds: Feeds, target: Target) -> Clock | None:
     """A `Clock`, or None where the weights are too many for two networks side by side."""
-    most = _WEIGHT_BYTES // max(len(model.bytes()), 1)
+    most = _WEIGHT_BYTES // max(graph.weight_bytes(model), 1)
     return Clock(model, shapes, feeds, target, most) if most > 1 else None
 
 
-def _spliced(model: Model, rewrites: Rewrites) -> bytes:
-    return graph.splice(model, rewrites).bytes()
+def _spliced(model: Model, rewrites: Rewrites) -> Serialized:
+    return graph.serialize(graph.splice(model, rewrites))
 
 
 def _portions(variants: Sequence[Rewrites], most: int) -> Iterator[list[Rewrites]]:

@@ -59,6 +59,8 @@ def optimize(
     max_memory: float = 5.0,
     cache: bool = True,
     save_plan: str | Path | None = None,
+    save_as_external_data: bool = False,
+    size_threshold: int = graph.SIZE_THRESHOLD,
     reports: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> Result:
@@ -110,6 +112,9 @@ def optimize(
             of the two models are always measured.
         save_plan: Where to write the plan of the model that was made, for `rewriter.apply`; only written if
             there is one.
+        save_as_external_data: Write weights into a file beside the model even where one file can hold all;
+            always done where it cannot (2 GB).
+        size_threshold: Tensors of fewer bytes stay in the model's own file in any case.
         reports: Paths of reports to write; the suffix chooses the view.
         progress: Told a stage, how much of it is done, and how much there is.
 
@@ -136,16 +141,18 @@ def optimize(
     given = Given.of(calibration, evaluation, preprocess, random_samples)
     given.check_enough(exact, "--exact and --random-samples need none")
     original = graph.load(model)
-    wanted = Wanted(output, save_plan, reports)
-    wanted.check([original.path, calibration, evaluation])
-    base = graph.unpin(original)
+    storage = graph.Storage(save_as_external_data, size_threshold)
+    wanted = Wanted(output, save_plan, reports, storage)
+    wanted.check([original.path, *original.data, calibration, evaluation])
+    unpinned = graph.unpin(original)
+    base = graph.fold_front(unpinned, prepare.choose_sites(unpinned, exclude)[0])
     sites, refusals = prepare.choose_sites(base, exclude)
     halves = any(site.dtype == np.float16 for site in sites)
     rounded = HALF_MAX_DRIFT if halves else EXACT_MAX_DRIFT
     default = rounded if exact else {} if by_macs else DEFAULT_MAX_DRIFT
     budgets = dict(max_drift or default)
     shapes = shapes or {}
-    samples = parts(base, given, shapes, seed)
+    samples = parts(unpinned, given, shapes, seed)
     remarks = samples.remarks
     feeds = prepare.deployed_feeds(original, samples.fit, batch, shapes)
     judge = Judge(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from rewriter.closeup import Closeup, look
 from rewriter.conv import Cost, Refusal
 from rewriter.errors import OutputError
 from rewriter.graph import Model
+from rewriter.plan import Candidate
 from rewriter.profile import elsewhere
 from rewriter.report import Point, Report, SiteReport, check_path, rendered
 from rewriter.report.words import plural
 from rewriter.search import Round, Trial
 from rewriter.verdict import Ending, Job
+from rewriter.version import version
+from rewriter.winograd import Winograd
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,11 +48,13 @@ class Wanted:
         model: Path of the model, if any.
         plan: Path of the plan, if any.
         reports: Paths of reports; the suffix chooses the view.
+        storage: Where the model's weights go.
     """
 
     model: str | Path | None = None
     plan: str | Path | None = None
     reports: Sequence[str | Path] = ()
+    storage: graph.Storage = field(default_factory=graph.Storage)
 
     def check(self, sources: Sequence[object]) -> None:
         """Checks, before any work is done, that all can be written.
@@ -78,13 +83,14 @@ class Wanted:
         Raises:
             OutputError: A file cannot be written; then none is.
         """
-        contents: dict[files.PathLike, bytes] = {}
-        if model is not None and self.model is not None:
-            contents[self.model] = model.bytes()
+        contents: dict[files.PathLike, files.Content] = {}
         if plan is not None and self.plan is not None:
             contents[self.plan] = plan.encode()
         contents.update((path, rendered(report, path)) for path in self.reports)
-        files.write(contents)
+        if model is not None and self.model is not None:
+            graph.save(model, self.model, self.storage, contents)
+        else:
+            files.write(contents)
 
     def _all(self) -> list[tuple[str, str | Path]]:
         found = [("output", self.model), ("plan", self.plan), *(("report", path) for path in self.reports)]
@@ -92,11 +98,42 @@ class Wanted:
 
 
 def put_together(base: Model, trial: Trial) -> Model:
-    """The model with a trial's rewrites, and what was done in its metadata."""
-    if not trial.rewrites:
-        return base
-    done = {each.site: f"{each.pass_name} {'x'.join(map(str, each.rank))}" for each in trial.plan.rewritten}
-    return graph.splice(base, trial.rewrites, {"rewriter.sites": json.dumps(done)})
+    """The model with a trial's rewrites, and what was done in its metadata.
+
+    The same model and the same rewrites give the same bytes, so nothing that was measured is in it. What
+    earlier runs did stays: a convolution that is rewritten again has both forms, the first one first.
+    """
+    done = _done_before(base)
+    for each in trial.plan.rewritten:
+        form = _form(each)
+        done[each.site] = f"{done[each.site]}; {form}" if each.site in done else form
+    provenance = {"rewriter.sites": json.dumps(done, ensure_ascii=False, separators=(",", ":"))}
+    if found := version():
+        provenance["rewriter.version"] = found
+    return graph.splice(base, trial.rewrites, provenance)
+
+
+def _form(candidate: Candidate) -> str:
+    """A form as metadata tell it: `tucker2 16x16`, and the tiles of its stages where its rank does not."""
+    told = f"{candidate.pass_name} {'x'.join(map(str, candidate.rank))}"
+    tiles = {
+        "x".join(map(str, lowering.m))
+        for branch in candidate.lowerings
+        for lowering in branch
+        if isinstance(lowering, Winograd) and lowering.m != candidate.rank
+    }
+    return f"{told} in tiles {' '.join(sorted(tiles))}" if tiles else told
+
+
+def _done_before(model: Model) -> dict[str, str]:
+    """The forms that earlier runs have written into a model."""
+    try:
+        done = json.loads(model.metadata.get("rewriter.sites", "{}"))
+    except ValueError:
+        return {}
+    return (
+        {name: form for name, form in done.items() if isinstance(form, str)} if isinstance(done, dict) else {}
+    )
 
 
 def told(
@@ -139,9 +176,7 @@ def told(
     if detailed:
         job.progress("profiling", 0, 0)
         closeup = look(job.judge, job.original, ending.looked_at, improved, job.feeds, job.target)
-    steps: tuple[str, ...] = (
-        () if base is job.original else (f"{len(job.original.pinned)} weights are no longer graph inputs",)
-    )
+    steps = _steps(job.original, base)
     if ending.accepted is not None and (
         repaired := len(ending.accepted.rewrites) - len(ending.accepted.plan.rewritten)
     ):
@@ -182,6 +217,16 @@ def _is(round_: Round, trial: Trial | None) -> bool:
         len(trial.plan.rewritten),
         float(np.sqrt(trial.plan.drift)),
         trial.usage,
+    )
+
+
+def _steps(original: Model, base: Model) -> tuple[str, ...]:
+    """What was done to a model before any rewrite."""
+    freed = len(original.pinned) - len(base.pinned)
+    folded = graph.computing(original) - graph.computing(base)
+    return (
+        *((f"{freed} weights are no longer graph inputs",) if freed else ()),
+        *((f"{plural(folded, 'node')} folded into the convolutions beside",) if folded else ()),
     )
 
 

@@ -119,6 +119,11 @@ def choose_sites(model: Model, exclude: Sequence[str]) -> tuple[tuple[Site, ...]
     sites, refusals = graph.find_sites(model)
     if not sites and not refusals:
         raise ModelError(f"{model.label} has no convolution to rewrite; give a model with Conv nodes")
+    found = [site.name for site in sites] + [refusal.node for refusal in refusals]
+    tiled = dict.fromkeys(whole for name in found if (whole := graph.whole_of(name)) is not None)
+    sites = tuple(site for site in sites if graph.whole_of(site.name) is None)
+    refusals = tuple(refusal for refusal in refusals if graph.whole_of(refusal.node) is None)
+    refusals += tuple(Refusal(name, None, "an earlier run has put it into tiles") for name in tiled)
     names = {site.name for site in sites}
     for name in exclude:
         if name not in names | {refusal.node for refusal in refusals}:
@@ -172,10 +177,14 @@ def _drawn(model: Model, shapes: Mapping[str, Ints], span: Range, count: int, se
                 f"input '{spec.name}' has dynamic sizes; "
                 f"give them, as in --shape {spec.name}:{takes}, or samples"
             )
-        if spec.dtype.kind == "f":
-            return span.draw(rng, shape).astype(spec.dtype)
-        if spec.dtype.kind in "iub":
-            return rng.integers(0, 2, shape).astype(spec.dtype)
+        try:
+            if spec.dtype.kind == "f":
+                return span.draw(rng, shape).astype(spec.dtype)
+            if spec.dtype.kind in "iub":
+                return rng.integers(0, 2, shape).astype(spec.dtype)
+        except (MemoryError, ValueError) as error:
+            sizes = ",".join(map(str, shape))
+            raise ModelError(f"input '{spec.name}' of the shape {sizes} does not fit into memory") from error
         raise OptionError(f"input '{spec.name}' takes {spec.dtype}, which cannot be drawn; give samples")
 
     return [{spec.name: value(spec) for spec in model.inputs} for _ in range(count)]

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rewriter import graph, runtime
 from rewriter.conv import Ints
@@ -83,7 +84,7 @@ def profile(
         ModelError: It cannot be loaded or run.
     """
     model = graph.named(model)  # or the runtime's kernels would be numbered only
-    data = model.bytes()
+    data = partial(graph.serialize, model)
     kernels = runtime.profiled(data, feeds, target, seconds=seconds)
     optimised = graph.flow(graph.load(runtime.optimized(data, target)))
     nodes = graph.flow(model)
@@ -120,7 +121,7 @@ def elsewhere(model: Model, feeds: Feeds, target: Target, label: str) -> tuple[s
     if target.provider == "cpu":
         return ()
     wanted = runtime.check_provider(target.provider)
-    kernels = runtime.profiled(model.bytes(), feeds, target, seconds=0.0)
+    kernels = runtime.profiled(partial(graph.serialize, model), feeds, target, seconds=0.0)
     left = Counter(kernel.op_type for kernel in kernels if kernel.provider != wanted)
     if not left:
         return ()

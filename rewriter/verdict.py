@@ -6,9 +6,10 @@ unless that was asked for, too.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 
-from rewriter import latency
+from rewriter import graph, latency
 from rewriter.budget import Verdict
 from rewriter.drift import Drift
 from rewriter.graph import Model
@@ -145,8 +146,8 @@ def final_word(
                 queue = queue if smaller is None else [smaller, *queue]
             continue
         timing = latency.compare(
-            job.original.bytes,
-            model.bytes,
+            partial(graph.serialize, job.original),
+            partial(graph.serialize, model),
             job.feeds,
             job.target,
             seed=job.seed,

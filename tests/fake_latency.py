@@ -14,19 +14,27 @@ import pytest
 
 from rewriter import graph, latency
 from rewriter.latency import Latency
+from rewriter.serialized import Parts, Serialized
 
 MACS_PER_MS = 1e6
 
 
-def macs(data: bytes, feeds: Mapping[str, np.ndarray]) -> int:
+def _own(data: Serialized) -> bytes:
+    """The model's own file."""
+    return data.model if isinstance(data, Parts) else data
+
+
+def macs(data: Serialized, feeds: Mapping[str, np.ndarray]) -> int:
     """Multiply-adds of all convolutions for these inputs: taps times channels for each output value."""
     return sum(prod(kernel[1:]) * prod(output) for kernel, output in _convolutions(data, feeds))
 
 
-def _convolutions(data: bytes, feeds: Mapping[str, np.ndarray]) -> list[tuple[Sequence[int], Sequence[int]]]:
+def _convolutions(
+    data: Serialized, feeds: Mapping[str, np.ndarray]
+) -> list[tuple[Sequence[int], Sequence[int]]]:
     """The shapes of each convolution's kernel and output."""
     shapes = {name: array.shape for name, array in feeds.items()}
-    fixed = graph.with_shapes(graph.load(data), shapes).proto
+    fixed = graph.with_shapes(graph.Model(onnx.load_model_from_string(_own(data))), shapes).proto
     del fixed.graph.value_info[:]  # of other sizes, maybe
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")
@@ -43,12 +51,12 @@ def _convolutions(data: bytes, feeds: Mapping[str, np.ndarray]) -> list[tuple[Se
     ]
 
 
-def held_bytes(data: bytes, feeds: Mapping[str, np.ndarray]) -> int:
+def held_bytes(data: Serialized, feeds: Mapping[str, np.ndarray]) -> int:
     """Bytes of the kernels of all convolutions, as they reach them."""
     return 4 * sum(prod(kernel) for kernel, _ in _convolutions(data, feeds))
 
 
-def milliseconds(data: bytes, feeds: Mapping[str, np.ndarray]) -> float:
+def milliseconds(data: Serialized, feeds: Mapping[str, np.ndarray]) -> float:
     return macs(data, feeds) / MACS_PER_MS
 
 
@@ -84,8 +92,8 @@ def compare(before, after, feeds: Mapping, target=None, *, seed=0, progress=None
         before_peak_bytes=held_bytes(before, feeds),
         after_peak_bytes=held_bytes(after, feeds),
         baseline_bytes=0,
-        before_size_bytes=len(before),
-        after_size_bytes=len(after),
+        before_size_bytes=len(_own(before)),
+        after_size_bytes=len(_own(after)),
         before_times_ms=(old,),
         after_times_ms=(new,),
     )

@@ -91,6 +91,8 @@ def test_defaults(optimize, run):
         "max_memory": 5.0,
         "cache": True,
         "save_plan": None,
+        "save_as_external_data": False,
+        "size_threshold": 1024,
         "reports": (),
     }
     assert out.splitlines()[-2:] == [REWRITTEN.verdict, "Wrote out.onnx"]
@@ -108,6 +110,7 @@ def test_every_option(optimize, run):
         "--preprocess", "scale=1/255", "--preprocess", "mean=0.5,0.4,0.3",
         "--min-speedup", 1.5, "--max-load", 3, "--max-memory", 1.5, "--no-cache",
         "--save-plan", "plan.json", "--report", "a.md", "--report", "b.json",
+        "--save-as-external-data", "--size-threshold", 9,
     )
     # fmt: on
     assert status == 0
@@ -134,6 +137,8 @@ def test_every_option(optimize, run):
         "max_memory": 1.5,
         "cache": False,
         "save_plan": Path("plan.json"),
+        "save_as_external_data": True,
+        "size_threshold": 9,
         "reports": (Path("a.md"), Path("b.json")),
     }
     wrote = ["out.onnx", "plan.json", "a.md", "b.json"]
@@ -149,7 +154,8 @@ def test_apply_leaves_to_the_plan_what_is_not_given(apply, run):
     options["provider_options"] = None
     options |= {"preprocess": None, "random_samples": None}
     gates = {"max_drift": None, "min_speedup": None}
-    assert apply.options == {"output": Path("out.onnx"), "reports": (), **options, **gates}
+    stored = {"save_as_external_data": False, "size_threshold": 1024}
+    assert apply.options == {"output": Path("out.onnx"), "reports": (), **options, **gates, **stored}
     assert out.splitlines()[-1] == "Wrote out.onnx"
     # fmt: off
     given = run(
@@ -164,7 +170,13 @@ def test_apply_leaves_to_the_plan_what_is_not_given(apply, run):
     options["provider_options"] = None
     options |= {"preprocess": {"resize": "256"}, "random_samples": 3}
     gates = {"max_drift": {"kl": 0.1}, "min_speedup": 1.5}
-    assert apply.options == {"output": Path("out.onnx"), "reports": (Path("a.md"),), **options, **gates}
+    assert apply.options == {
+        "output": Path("out.onnx"),
+        "reports": (Path("a.md"),),
+        **options,
+        **gates,
+        **stored,
+    }
 
 
 def test_apply_that_passes_no_gate(apply, run):

@@ -11,6 +11,7 @@ from rewriter.cli.configured import Configured
 from rewriter.cli.options import (
     calibration,
     evaluation,
+    external_data,
     max_drift,
     min_speedup,
     preprocess,
@@ -61,6 +62,7 @@ Exit status:
     type=click.Path(path_type=Path),
     help="Where the model goes.",
 )
+@external_data
 @calibration("the plan is exact")
 @evaluation
 @preprocess

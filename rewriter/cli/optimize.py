@@ -12,6 +12,7 @@ from rewriter.cli.options import (
     batch,
     calibration,
     evaluation,
+    external_data,
     listed,
     max_drift,
     max_load,
@@ -127,6 +128,7 @@ Exit status:
     type=click.Path(path_type=Path),
     help="Write the choices too, as JSON, for rewriter apply; only if there is a faster model.",
 )
+@external_data
 @report
 @quiet
 def optimize(

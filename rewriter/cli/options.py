@@ -213,6 +213,28 @@ def shapes(more: str = "") -> Option:
     )
 
 
+def external_data(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Whether weights go into a file beside the model, and which."""
+    for option in (
+        click.option(
+            "--size-threshold",
+            type=click.IntRange(min=0),
+            default=1024,
+            show_default=True,
+            metavar="BYTES",
+            help="Tensors of fewer bytes stay in OUT itself in any case.",
+        ),
+        click.option(
+            "--save-as-external-data",
+            is_flag=True,
+            help="Write weights into one file beside OUT, named OUT.<digest>.data. A model over 2 GB always "
+            "is written so, any other one as a single file by default, wherever its weights came from.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 seed = click.option(
     "--seed",
     type=click.IntRange(min=0),

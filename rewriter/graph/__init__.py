@@ -10,6 +10,8 @@
     interface   what two models take and give          reach      receptive fields
     tensors     single tensors in files
     constants   values of nodes on constants alone     scaling    factors and constants behind a convolution
+    external    weights in files beside the model  soundness  what a node must have
+    front       what a convolution behind it takes in
 
 What is not rewritten comes out as it came, byte for byte.
 """
@@ -17,14 +19,17 @@ What is not rewritten comes out as it came, byte for byte.
 from rewriter.files import check_output
 from rewriter.graph.batchnorm import Norm, find_norms
 from rewriter.graph.describe import describe
-from rewriter.graph.files import Source, load, save
+from rewriter.graph.emit import whole_of
+from rewriter.graph.external import SIZE_THRESHOLD, serialize, weight_bytes
+from rewriter.graph.files import Source, Storage, load, save
 from rewriter.graph.fingerprint import fingerprint
 from rewriter.graph.fold import fold
 from rewriter.graph.followers import Follower
+from rewriter.graph.front import fold_front
 from rewriter.graph.interface import common_interface
 from rewriter.graph.inventory import Inventory, Layer, Window, inventory
 from rewriter.graph.model import Model
-from rewriter.graph.nodes import Node, flow, named
+from rewriter.graph.nodes import Node, computing, flow, named
 from rewriter.graph.probes import block_probe, probe, read_block, rewrite_model
 from rewriter.graph.segments import Segment, segments
 from rewriter.graph.sites import Site, find_sites
@@ -35,6 +40,7 @@ from rewriter.graph.unpin import unpin
 from rewriter.graph.views import with_outputs, with_shapes
 
 __all__ = [
+    "SIZE_THRESHOLD",
     "Constants",
     "Follower",
     "Inventory",
@@ -46,17 +52,20 @@ __all__ = [
     "Site",
     "Source",
     "Step",
+    "Storage",
     "Tape",
     "Window",
     "block_probe",
     "check_output",
     "common_interface",
+    "computing",
     "describe",
     "find_norms",
     "find_sites",
     "fingerprint",
     "flow",
     "fold",
+    "fold_front",
     "inventory",
     "load",
     "named",
@@ -67,9 +76,12 @@ __all__ = [
     "rewrite_model",
     "save",
     "segments",
+    "serialize",
     "splice",
     "tape",
     "unpin",
+    "weight_bytes",
+    "whole_of",
     "with_outputs",
     "with_shapes",
 ]

@@ -31,13 +31,36 @@ def fold_norm(conv: Conv, norm: onnx.NodeProto, output: str, analysis: Analysis,
     """
     if norm.op_type != "BatchNormalization" or norm.domain not in ONNX_DOMAINS or norm.input[0] != output:
         return None
+    arrays = _parameters(norm, conv.out_channels, analysis, opset)
+    return None if arrays is None else _fold(conv, *arrays, epsilon=attribute(norm, "epsilon", 1e-5))
+
+
+def factor_and_term(
+    norm: onnx.NodeProto, channels: int, analysis: Analysis, opset: int
+) -> tuple[Array, Array] | None:
+    """What a BatchNormalization of so many channels multiplies each with and then adds, `[C]`, or None."""
+    arrays = _parameters(norm, channels, analysis, opset)
+    if arrays is None:
+        return None
+    scale, shift, mean, variance = arrays
+    variance = variance + attribute(norm, "epsilon", 1e-5)
+    if not np.all(variance > 0):
+        return None
+    factor = scale / np.sqrt(variance)
+    return factor, shift - mean * factor
+
+
+def _parameters(
+    norm: onnx.NodeProto, channels: int, analysis: Analysis, opset: int
+) -> tuple[Array, Array, Array, Array] | None:
+    """Its scale, shift, mean and variance, `[C]`, or None where they are not constant."""
     if not norm.output or _training(norm, opset) or not attribute(norm, "spatial", 1):
         return None
     parameters = [analysis.constant(name) for name in norm.input[1:5]]
     arrays = [np.asarray(array, np.float64) for array in parameters if array is not None]
-    if len(arrays) != 4 or any(array.shape != (conv.out_channels,) for array in arrays):
+    if len(arrays) != 4 or any(array.shape != (channels,) for array in arrays):
         return None
-    return _fold(conv, *arrays, epsilon=attribute(norm, "epsilon", 1e-5))
+    return arrays[0], arrays[1], arrays[2], arrays[3]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ import onnx
 from rewriter.conv import Conv, Ints, Rewrite
 from rewriter.graph.scope import Names
 from rewriter.lowering import BIAS, INPUT, OUTPUT, WEIGHT, lower
+from rewriter.winograd import Winograd
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +80,17 @@ def emit(
     return Emitted(tuple(nodes), tuple(initializers))
 
 
+def whole_of(node: str) -> str | None:
+    """The name of the convolution in tiles that a node of this name is a part of, or None."""
+    whole, found, _ = node.partition(f"/{_word_of(Winograd)}/")
+    return whole if found else None
+
+
+def _word_of(lowering: type) -> str:
+    """What the names of the nodes of a lowering have in them."""
+    return lowering.__name__.lower()
+
+
 def _words(branch: Sequence[Conv]) -> list[str]:
     """What each stage of a chain is called, by its shape."""
     return [_word(stage, inner=0 < index < len(branch) - 1) for index, stage in enumerate(branch)]
@@ -121,7 +133,7 @@ def _lowered(
     """The nodes of one stage; several of them are called after it and after what each does."""
     lowered = lower(stage, in_size)
     known = {INPUT: inputs[0], WEIGHT: inputs[1], OUTPUT: output, BIAS: inputs[-1]}
-    word = type(stage.lowering).__name__.lower()
+    word = _word_of(type(stage.lowering))
     for local in [*lowered.constants, *(node.output for node in lowered.nodes)]:
         if local not in known:
             known[local] = names.new(f"{name}/{word}/{local}")

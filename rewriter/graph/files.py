@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import onnx
 
 from rewriter.errors import ModelError
-from rewriter.files import check_output, write
+from rewriter.files import Content, PathLike, check_output, write
+from rewriter.graph.external import SIZE_THRESHOLD, in_one, is_external, read_data, split
 from rewriter.graph.model import Model
 from rewriter.graph.scope import names, tensors
+from rewriter.graph.soundness import check_sound
+from rewriter.serialized import Parts
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 """Where a model comes from: a path, the bytes of a file, or a model in memory."""
+
+_DIGEST: Final = re.compile("[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a model's weights are written to.
+
+    Attributes:
+        external: Whether they go into a file beside the model even where one file can hold all.
+        threshold: Tensors of fewer bytes stay in the model's own file in any case.
+    """
+
+    external: bool = False
+    threshold: int = SIZE_THRESHOLD
 
 
 def load(source: Source) -> Model:
@@ -28,7 +52,7 @@ def load(source: Source) -> Model:
     if isinstance(source, onnx.ModelProto):
         copy = onnx.ModelProto()
         copy.CopyFrom(source)
-        return _checked(Model(copy))
+        return _with_data(_checked(Model(copy)))
     path = None if isinstance(source, bytes) else Path(source)
     data = source if isinstance(source, bytes) else _read(Path(source))
     label = "the model" if path is None else f"'{path}'"
@@ -46,19 +70,43 @@ def load(source: Source) -> Model:
         kept = None
     else:
         kept = source if isinstance(source, bytes) else _read(Path(source))
-    model = _checked(Model(proto, path, kept))
-    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors(proto))
-    return _with_data(model) if external else model
+    return _with_data(_checked(Model(proto, path, kept)))
 
 
-def save(model: Model, path: str | os.PathLike[str]) -> None:
-    """Writes a model, whole or not at all.
+def save(
+    model: Model,
+    path: PathLike,
+    storage: Storage | None = None,
+    others: Mapping[PathLike, Content] | None = None,
+) -> None:
+    """Writes a model and files that belong to it: all of them or none, each whole or not at all.
+
+    Data beside the model have a name that no other data have, and the model takes its name last: whoever
+    looks, at any time, finds the old model with its data or the new one with its own. The old data are
+    removed afterwards, unless the model was read from them.
+
+    Args:
+        model: The model.
+        path: Where it is to go.
+        storage: Whether its weights go into a file beside it; only where one file cannot hold it if None.
+        others: Further files by their paths.
 
     Raises:
+        ModelError: What is not in the data file is too large for one file.
         OutputError: The folder does not exist or cannot be written to.
     """
     check_output(os.path.realpath(path))
-    write({path: model.bytes()})
+    target = Path(os.path.realpath(path))
+    storage = storage or Storage()
+    whole = None if storage.external else model.source or in_one(model.proto)
+    parts = Parts(whole, {}) if whole is not None else split(model.proto, target.name, storage.threshold)
+    data: dict[PathLike, Content] = {target.parent / name: pieces() for name, pieces in parts.data.items()}
+    write({**data, **(others or {}), path: parts.model})
+    for old in target.parent.glob(f"{glob.escape(target.name)}.*.data"):
+        ours = _DIGEST.fullmatch(old.name.removeprefix(f"{target.name}.").removesuffix(".data"))
+        if ours and old not in data and old.resolve() not in model.data:
+            with contextlib.suppress(OSError):
+                old.unlink()
 
 
 def _read(path: Path) -> bytes:
@@ -93,15 +141,14 @@ def _checked(model: Model) -> Model:
     # Names that are not UTF-8 come as bytes.
     if not all(isinstance(name, str) for name in names(proto)):
         raise ModelError(f"{model.label} has names that are not text: it is damaged, export or copy it anew")
+    check_sound(proto, model.label)
     return model
 
 
 def _with_data(model: Model) -> Model:
+    if not any(map(is_external, tensors(model.proto))):
+        return model
     if model.path is None:
-        raise ModelError("the model keeps weights in other files; give its path instead of its bytes")
-    try:
-        onnx.load_external_data_for_model(model.proto, str(model.path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{model.label} lacks the data file of its weights: {reason}") from error
-    return Model(model.proto, model.path)
+        raise ModelError("the model keeps weights in other files; give its path instead")
+    data = read_data(model.proto, model.path.parent, model.label)
+    return Model(model.proto, model.path, data=data)

@@ -20,11 +20,13 @@ class Model:
         proto: The model; treat it as read-only and edit `copy()`.
         path: The file that it was read from, if any.
         source: The file's bytes where protobuf would write the unedited model in another way, else None.
+        data: The files beside it that its weights were read from.
     """
 
     proto: onnx.ModelProto
     path: Path | None = None
     source: builtins.bytes | None = None
+    data: frozenset[Path] = frozenset()
 
     def bytes(self) -> builtins.bytes:
         """The serialised model: the file's own bytes where nothing was edited.
@@ -49,7 +51,7 @@ class Model:
 
     def edited(self, proto: onnx.ModelProto) -> Model:
         """A model with the same origin and another content."""
-        return Model(proto, self.path)
+        return Model(proto, self.path, data=self.data)
 
     @property
     def label(self) -> str:
@@ -61,6 +63,11 @@ class Model:
         """The version of ONNX's own operators."""
         versions = [entry.version for entry in self.proto.opset_import if entry.domain in ("", "ai.onnx")]
         return int(max(versions, default=1))
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the model says of itself, by key."""
+        return {entry.key: entry.value for entry in self.proto.metadata_props}
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
@@ -110,7 +117,11 @@ def initializer_names(graph: onnx.GraphProto) -> set[str]:
 
 
 def dims(shape: onnx.TensorShapeProto) -> tuple[int | str | None, ...]:
-    """The sizes of a shape: numbers, the names of dynamic ones, None where nothing is said."""
+    """The sizes of a shape: numbers, the names of dynamic ones, None where nothing is said.
+
+    Some exporters write a negative number for a dynamic size, and ONNX Runtime takes it so.
+    """
     return tuple(
-        int(dim.dim_value) if dim.HasField("dim_value") else (dim.dim_param or None) for dim in shape.dim
+        int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value >= 0 else (dim.dim_param or None)
+        for dim in shape.dim
     )

@@ -28,6 +28,11 @@ class Node:
     outputs: tuple[str, ...]
 
 
+def computing(model: Model) -> int:
+    """How many nodes of the top graph there are that do more than to give a constant out."""
+    return sum(node.op_type not in ("Constant", "Identity") for node in model.proto.graph.node)
+
+
 def flow(model: Model) -> tuple[Node, ...]:
     """The nodes that depend on what is fed and on which an output depends, in the graph's order."""
     return tuple(

@@ -27,10 +27,10 @@ def graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that a model holds: initializers and attributes."""
-    functions = (node for function in proto.functions for node in function.node)
-    nodes = [*functions]
-    for graph in graphs(proto):
+    """Every tensor that a model holds: initializers and attributes, what is there for training included."""
+    nodes = [node for function in proto.functions for node in function.node]
+    training = [each for info in proto.training_info for each in (info.initialization, info.algorithm)]
+    for graph in (*graphs(proto), *(inner for each in training for inner in _within(each))):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
@@ -40,6 +40,8 @@ def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
 
 
 def consumed(node: onnx.NodeProto) -> set[str]:

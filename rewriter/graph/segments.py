@@ -9,11 +9,13 @@ from functools import partial
 import onnx
 
 from rewriter.errors import ModelError
+from rewriter.graph import external
 from rewriter.graph.attributes import ONNX_DOMAINS
 from rewriter.graph.model import Model, initializer_names
 from rewriter.graph.scope import consumed
 from rewriter.graph.sites import Site
 from rewriter.graph.types import Types, infer_types
+from rewriter.serialized import Serialized
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +32,7 @@ class Segment:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     live: frozenset[str]
-    model: Callable[[], bytes] | None
+    model: Callable[[], Serialized] | None
 
 
 def segments(model: Model, sites: Sequence[Site]) -> tuple[Segment, ...]:
@@ -121,7 +123,7 @@ def _model(
     inputs: Sequence[onnx.ValueInfoProto],
     outputs: Sequence[str],
     store: _Store,
-) -> bytes:
+) -> Serialized:
     proto = onnx.ModelProto(ir_version=max(model.proto.ir_version, 4))  # older ones list weights as inputs
     proto.opset_import.extend(model.proto.opset_import)
     proto.functions.extend(model.proto.functions)
@@ -134,13 +136,17 @@ def _model(
     graph.input.extend(inputs)
     # ONNX Runtime infers the types of outputs itself.
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    weights = [tensor for name, tensor in store.dense.items() if name in used]
     # serialised messages behind one another are read as one, so that the weights are copied once
-    weights = (
-        onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor])).SerializeToString()
-        for name, tensor in store.dense.items()
-        if name in used
-    )
-    return b"".join((proto.SerializeToString(), *weights))
+    chunks = [
+        onnx.ModelProto(graph=onnx.GraphProto(initializer=[each])).SerializeToString() for each in weights
+    ]
+    first = bytes(proto.SerializeToString())
+    if len(first) + sum(map(len, chunks)) <= external.MOST_BYTES:
+        return b"".join((first, *chunks))
+    del chunks
+    graph.initializer.extend(weights)
+    return external.split(proto)
 
 
 def _declaration(model: Model, name: str, types: Types) -> onnx.ValueInfoProto:

@@ -16,6 +16,7 @@ from rewriter.graph.model import Model
 from rewriter.graph.nodes import nodes_behind
 from rewriter.graph.scope import Names, bodies, consumed, names
 from rewriter.graph.views import extended
+from rewriter.serialized import Serialized
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +77,7 @@ class Constants:
 
 def recorder(
     model: Model, values: Iterable[str], shapes: Sequence[str]
-) -> tuple[Callable[[], bytes], dict[str, str]]:
+) -> tuple[Callable[[], Serialized], dict[str, str]]:
     """A model that also gives some tensors and the shapes of others.
 
     Returns:

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx
 
 from rewriter.errors import OptionError
+from rewriter.graph.external import serialize
 from rewriter.graph.model import Model
+from rewriter.serialized import Parts, Serialized
 
 
-def with_outputs(model: Model, names: Iterable[str]) -> bytes:
+def with_outputs(model: Model, names: Iterable[str]) -> Serialized:
     """The serialised model, with further tensors of its top graph as outputs behind its own.
 
     Raises:
@@ -26,7 +28,7 @@ def with_outputs(model: Model, names: Iterable[str]) -> bytes:
     return extended(model, wanted)
 
 
-def extended(model: Model, names: Iterable[str], nodes: Iterable[onnx.NodeProto] = ()) -> bytes:
+def extended(model: Model, names: Iterable[str], nodes: Iterable[onnx.NodeProto] = ()) -> Serialized:
     """The serialised model with further nodes, and tensors as outputs, each once, behind its own."""
     given = set(model.outputs)
     more = onnx.ModelProto()
@@ -36,7 +38,9 @@ def extended(model: Model, names: Iterable[str], nodes: Iterable[onnx.NodeProto]
         onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in given
     )
     # serialised messages behind one another are read as one, so that the weights need not be copied
-    return model.bytes() + bytes(more.SerializeToString())
+    behind = bytes(more.SerializeToString())
+    whole = serialize(model)
+    return whole.extended(behind) if isinstance(whole, Parts) else whole + behind
 
 
 def with_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> Model:

@@ -2,7 +2,6 @@
 
 import bisect
 import json
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from rewriter.errors import ModelError
-from rewriter.runtime.session import load, one_line, session_options
+from rewriter.runtime.session import ModelSource, load, loadable, one_line, session_options
 from rewriter.runtime.target import Target
 
 _QUIET: Final = 0.1
@@ -40,7 +39,7 @@ class Kernel:
     provider: str = ""
 
 
-def optimized(model: bytes | str | os.PathLike[str], target: Target | None = None) -> bytes:
+def optimized(model: ModelSource, target: Target | None = None) -> bytes:
     """Returns the model's bytes as ONNX Runtime has rewritten it for this machine, before it would run it.
 
     On the CPU that shows layouts and fusions: a convolution in the blocked layout is a `com.microsoft.nchwc`
@@ -51,12 +50,13 @@ def optimized(model: bytes | str | os.PathLike[str], target: Target | None = Non
         written = Path(folder, "optimized.onnx")
         options = session_options(target)
         options.optimized_model_filepath = str(written)
-        load(model, target, options, "the model")
+        with loadable(model) as source:
+            load(source, target, options, "the model")
         return written.read_bytes()
 
 
 def profiled(
-    model: bytes, feeds: Mapping[str, Any], target: Target | None = None, *, seconds: float = 3.0
+    model: ModelSource, feeds: Mapping[str, Any], target: Target | None = None, *, seconds: float = 3.0
 ) -> tuple[Kernel, ...]:
     """Returns the time of every kernel by ONNX Runtime's own profiler, in the order of execution.
 
@@ -72,7 +72,8 @@ def profiled(
         options = session_options(target)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder, "profile"))
-        session = load(model, target, options, "the model")
+        with loadable(model) as source:
+            session = load(source, target, options, "the model")
         end = time.perf_counter() + seconds
         for run in range(_MOST_PROFILED):
             if run >= _LEAST_PROFILED and time.perf_counter() > end:

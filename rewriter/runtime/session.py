@@ -23,6 +23,7 @@ import onnxruntime as ort
 from rewriter.errors import ModelError, OptionError, ProviderError, RewriterError
 from rewriter.runtime.providers import DEVICES, PROVIDERS, check_provider, missing
 from rewriter.runtime.target import Target
+from rewriter.serialized import Serialized, write_model
 
 _DTYPES: Final = MappingProxyType(
     {
@@ -39,8 +40,8 @@ _DTYPES: Final = MappingProxyType(
 # is given: 144 million parameters peak at 1.1 GB instead of 1.7 (measured).
 _LARGE: Final = 1 << 27
 
-ModelSource = bytes | str | os.PathLike[str] | Callable[[], bytes]
-"""A model: the file's bytes, its path, or what makes the bytes, which then are not kept."""
+ModelSource = Serialized | str | os.PathLike[str] | Callable[[], Serialized]
+"""A model: serialised, its path, or what serialises it, which then is not kept."""
 
 # Providers with pools of threads of their own, and the option that says how large these are.
 _POOLS: Final = MappingProxyType({"openvino": "num_of_threads", "xnnpack": "intra_op_num_threads"})
@@ -68,7 +69,7 @@ class Session:
     """A loaded model.
 
     Args:
-        model: The file's bytes, its path, or what makes the bytes; a model with external data needs the path.
+        model: The serialised model, its path, or what serialises it.
         target: How it is deployed.
         label: What messages call it; by default its path, else "the model".
 
@@ -82,7 +83,7 @@ class Session:
         self._label = label or (
             f"'{os.fspath(model)}'" if isinstance(model, str | os.PathLike) else "the model"
         )
-        with _loadable(model) as source:
+        with loadable(model) as source:
             self._session = load(source, self.target, session_options(self.target), self._label)
         self.inputs: Final = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs: Final = tuple(_spec(node) for node in self._session.get_outputs())
@@ -178,18 +179,18 @@ def session_options(target: Target) -> ort.SessionOptions:
 
 
 @contextlib.contextmanager
-def _loadable(model: ModelSource) -> Iterator[bytes | str | os.PathLike[str]]:
+def loadable(model: ModelSource) -> Iterator[bytes | str | os.PathLike[str]]:
     """What ONNX Runtime loads a model from; large models made here lie in a file for the time being."""
-    if not callable(model):
+    if isinstance(model, bytes | str | os.PathLike):
         yield model
         return
-    data = model()
-    if len(data) < _LARGE:
+    data = model() if callable(model) else model
+    if isinstance(data, bytes) and len(data) < _LARGE:
         yield data
         return
     with tempfile.TemporaryDirectory(prefix="conv-rewriter-") as folder:
         path = Path(folder, "model.onnx")
-        path.write_bytes(data)
+        write_model(data, path)
         del data
         yield path
 

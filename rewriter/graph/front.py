@@ -1,0 +1,154 @@
+"""Folds what stands in front of a convolution into it: factors and terms for each channel, and zero padding.
+
+    Conv(s·x + t; W, b) = Conv(x; W·s, b + Σ W·t)        s and t for each in-channel c
+
+A term survives only where the convolution pads nothing, for its zeros come after the term; a factor always. A
+Pad of zeros becomes pads of the convolution. Exact up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from rewriter.conv import Array, Conv, Rewrite
+from rewriter.graph.analysis import Analysis
+from rewriter.graph.attributes import ONNX_DOMAINS, attribute
+from rewriter.graph.batchnorm import factor_and_term
+from rewriter.graph.model import Model
+from rewriter.graph.sites import Site
+from rewriter.graph.splice import splice
+from rewriter.graph.types import Types, infer_types, shape
+
+
+def fold_front(model: Model, sites: Collection[Site]) -> Model:
+    """The model with what stands in front of some of its convolutions, and nowhere else, folded into them.
+
+    A BatchNormalization behind such a convolution is folded, too. The same model where there is nothing.
+    """
+    analysis = Analysis(model)
+    places = {id(node): index for index, node in enumerate(model.proto.graph.node)}
+    types = cache(lambda: infer_types(model))
+    folded = []
+    for site in sites:
+        whole = site
+        while (longer := _longer(whole, analysis, places, types, model.opset)) is not None:
+            whole = longer
+        if whole is not site:
+            folded.append((whole, Rewrite(((whole.conv,),))))
+    return splice(model, folded) if folded else model
+
+
+def _longer(
+    site: Site, analysis: Analysis, places: dict[int, int], types: Callable[[], Types], opset: int
+) -> Site | None:
+    """The site with the node in front of it folded in, or None where that cannot be."""
+    node = analysis.producer(site.input)
+    if node is None or node.domain not in ONNX_DOMAINS or site.op_type != "Conv":
+        return None
+    if analysis.only_consumer(site.input) != site.nodes[0]:
+        return None
+    if node.op_type == "Pad":
+        found, conv = node.input[0], _padded(site.conv, node, analysis)
+    else:
+        step = _step(node, analysis, types, site.conv, opset)
+        if step is None:
+            return None
+        found, conv = step.input, _scaled(site.conv, step.factor, step.term)
+    if conv is None:
+        return None
+    return replace(site, conv=conv, input=found, nodes=(places[id(node)], *site.nodes))
+
+
+class _Step(NamedTuple):
+    """What a node does to its input: a factor and a term for each channel, `[C]`."""
+
+    input: str
+    factor: Array
+    term: Array
+
+
+def _step(
+    node: onnx.NodeProto, analysis: Analysis, types: Callable[[], Types], conv: Conv, opset: int
+) -> _Step | None:
+    channels = conv.weight.shape[1] * conv.group
+    if node.op_type == "BatchNormalization":
+        found = factor_and_term(node, channels, analysis, opset)
+        return None if found is None else _Step(node.input[0], *found)
+    if node.op_type not in ("Add", "Sub", "Mul", "Div") or len(node.input) != 2 or opset < 7:
+        return None
+    values = [analysis.constant(name) for name in node.input]
+    if (values[0] is None) == (values[1] is None):
+        return None
+    slot = 0 if values[0] is None else 1
+    sizes = shape(types(), node.input[slot])
+    constant = _of_channels(values[1 - slot], conv.weight.ndim, channels)
+    # whatever a constant stretches would be another tensor without it
+    if constant is None or sizes is None or len(sizes) != conv.weight.ndim or sizes[1] != channels:
+        return None
+    one, none = np.ones(channels), np.zeros(channels)
+    with np.errstate(divide="ignore"):
+        kinds = {
+            ("Add", 0): (one, constant),
+            ("Add", 1): (one, constant),
+            ("Mul", 0): (constant, none),
+            ("Mul", 1): (constant, none),
+            ("Sub", 0): (one, -constant),
+            ("Sub", 1): (-one, constant),
+            ("Div", 0): (1 / constant, none),
+        }
+    found = kinds.get((node.op_type, slot))
+    return None if found is None else _Step(node.input[slot], *found)
+
+
+def _of_channels(value: npt.NDArray[Any] | None, rank: int, channels: int) -> Array | None:
+    """A float32 constant as `[C]`, where it is one value for each channel or one for all."""
+    if value is None or value.dtype != np.float32 or value.ndim > rank:
+        return None
+    full = value.reshape((1,) * (rank - value.ndim) + value.shape)
+    if full.size != full.shape[1] or full.size not in (1, channels):
+        return None
+    return np.broadcast_to(full.reshape(-1).astype(np.float64), channels)
+
+
+def _scaled(conv: Conv, factor: Array, term: Array) -> Conv | None:
+    if np.any(term) and any(conv.pads):
+        return None
+    groups, inner = conv.group, conv.weight.shape[1]
+    weight = conv.weight.astype(np.float64).reshape(groups, -1, *conv.weight.shape[1:])
+    shaped = (groups, 1, inner, *(1,) * (conv.weight.ndim - 2))
+    scaled = (weight * factor.reshape(shaped)).reshape(conv.weight.shape)
+    bias = conv.bias
+    if np.any(term):
+        added = (weight * term.reshape(shaped)).reshape(conv.out_channels, -1).sum(1)
+        bias = added + (0.0 if conv.bias is None else conv.bias)
+    with np.errstate(over="ignore"):
+        arrays = [scaled.astype(np.float32), None if bias is None else bias.astype(np.float32)]
+    if not all(array is None or np.isfinite(array).all() for array in arrays):
+        return None
+    return conv.with_(weight=arrays[0], bias=arrays[1])
+
+
+def _padded(conv: Conv, node: onnx.NodeProto, analysis: Analysis) -> Conv | None:
+    """The convolution with a Pad of zeros in its own pads."""
+    pads: Any = attribute(node, "pads")
+    if pads is None:
+        pads = analysis.constant(node.input[1]) if len(node.input) > 1 else None
+    value: Any = attribute(node, "value", 0.0)
+    if len(node.input) > 2 and node.input[2]:
+        value = analysis.constant(node.input[2])
+    if pads is None or value is None or np.any(value) or any(node.input[3:]):
+        return None
+    if attribute(node, "mode", "constant") != "constant":
+        return None
+    rank = conv.weight.ndim
+    if np.shape(pads) != (2 * rank,) or min(pads) < 0 or any(pads[axis] for axis in (0, 1, rank, rank + 1)):
+        return None
+    more = [*pads[2:rank], *pads[rank + 2 :]]
+    return conv.with_(pads=tuple(own + int(each) for own, each in zip(conv.pads, more, strict=True)))

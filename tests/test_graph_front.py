@@ -1,0 +1,139 @@
+"""What stands in front of a convolution, folded into it: the same outputs, fewer nodes, or left alone."""
+
+from __future__ import annotations
+
+import fake_latency
+import numpy as np
+import onnx
+import pytest
+from graphs import distance, filled, model, random, random_feeds, run
+
+import rewriter
+from rewriter import graph
+
+
+def folded(found: graph.Model) -> graph.Model:
+    return graph.fold_front(found, graph.find_sites(found)[0])
+
+
+def op_types(found: graph.Model) -> list[str]:
+    return [node.op_type for node in found.proto.graph.node]
+
+
+WEIGHTS = (
+    "weights: w[6,4,3,3] d[4,1,3,3] g[6,2,3,3] b[6] s[4] t[4] m[4] c[1,4,1,1] e[4,1,1] f[1] h[] k[4,1,1,1] "
+    "u[6,5,3,3]\n"
+)
+HEAD = "agraph (float[N,4,9,9] x) => (float y) {"
+NORM = "one = Constant<value: tensor=float[4] {1,2,3,4}>() n = BatchNormalization(x, s, t, m, one)"
+PADS = "p = Constant<value: tensor=int64[8] {0,0,1,2,0,0,0,1}>()"
+PAIR = "p = Constant<value: tensor=int64[8] {0,1,1,2,0,0,0,1}>()"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"{NORM} y = Conv(n, w, b)",
+        f"{NORM} y = Conv<group=4>(n, d)",
+        f"{NORM} y = Conv<group=2, strides=[2,1], dilations=[1,2]>(n, g, b)",
+        "n = Mul(x, c) y = Conv<pads=[1,1,1,1]>(n, w)",
+        "n = Mul(e, x) y = Conv<pads=[1,1,1,1], group=2>(n, g, b)",
+        'n = Mul(x, h) y = Conv<auto_pad="SAME_UPPER">(n, w)',
+        "n = Div(x, c) y = Conv<pads=[1,1,1,1]>(n, w)",
+        "n = Add(x, c) y = Conv(n, w)",
+        "n = Add(f, x) y = Conv(n, w, b)",
+        "n = Sub(x, c) y = Conv(n, w)",
+        "n = Sub(c, x) y = Conv(n, w)",
+        "n = Sub(x, c) o = Div(n, e) y = Conv(o, w)",
+        f"{PADS} n = Pad(x, p) y = Conv<pads=[1,0,0,0]>(n, w)",
+        f"{PADS} z = Constant<value: tensor=float {{0}}>() n = Pad(x, p, z) y = Conv(n, w)",
+        # the term is folded while there are no pads yet, and they stay where they were
+        f"{PADS} n = Pad(x, p) o = Add(n, c) y = Conv(o, w)",
+        f"{PADS} o = Mul(x, c) n = Pad(o, p) y = Conv(n, w, b)",
+    ],
+)
+def test_folds(body: str, rng: np.random.Generator) -> None:
+    found = filled(f"{WEIGHTS}{HEAD} {body} }}", rng)
+    once = folded(found)
+    assert [each for each in op_types(once) if each != "Constant"] == ["Conv"]
+    onnx.checker.check_model(once.proto)
+    feeds = random_feeds(found, rng)
+    # float32 rounding of sums over 36 products
+    assert distance(run(found.bytes(), feeds), run(once.bytes(), feeds)) < 1e-5
+    assert folded(once) is once
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        # a term behind which zeros are padded
+        "n = Add(x, c) y = Conv<pads=[1,1,1,1]>(n, w)",
+        f"{NORM} y = Conv<pads=[0,0,0,1]>(n, w)",
+        # somebody else takes the tensor in between
+        "n = Mul(x, c) z = Conv(n, w) r = Relu(n) y = Sum(z, f)",
+        # one value for each row, or the constant makes the tensor larger
+        "n = Mul(x, k) y = Conv(n, w)",
+        "o = ReduceMean<axes=[1]>(x) n = Mul(o, c) y = Conv(n, w)",
+        "n = Div(c, x) y = Conv(n, w)",
+        "n = Mul(x, x) y = Conv(n, w)",
+        # other paddings
+        f'{PADS} n = Pad<mode="reflect">(x, p) y = Conv(n, w)',
+        f"{PADS} n = Pad(x, p, f) y = Conv(n, w)",
+        f"{PAIR} n = Pad(x, p) y = Conv(n, u)",
+    ],
+)
+def test_leaves(body: str, rng: np.random.Generator) -> None:
+    found = filled(f"{WEIGHTS}{HEAD} {body} }}", rng)
+    if "Relu" in body:
+        proto = found.copy()
+        proto.graph.output.add(name="r").type.CopyFrom(proto.graph.output[0].type)
+        found = graph.load(proto)
+    assert folded(found) is found
+
+
+def test_a_term_before_padding_stays(rng: np.random.Generator) -> None:
+    found = filled(f"{WEIGHTS}{HEAD} {PADS} o = Add(x, c) n = Pad(o, p) y = Conv(n, w) }}", rng)
+    once = folded(found)
+    assert op_types(once) == ["Add", "Conv"]
+    feeds = random_feeds(found, rng)
+    assert distance(run(found.bytes(), feeds), run(once.bytes(), feeds)) < 1e-5  # float32 rounding
+
+
+def test_a_negative_pad_and_a_given_out_tensor_stay(rng: np.random.Generator) -> None:
+    text = "agraph (float[1,4,9,9] x) => (float y, float n) { n = Mul(x, c) y = Conv(n, w) }"
+    found = model(text, c=random(rng, 1, 4, 1, 1), w=random(rng, 2, 4, 3, 3))
+    assert folded(found) is found
+    cut = "p = Constant<value: tensor=int64[8] {0,0,-1,0,0,0,0,0}>() n = Pad(x, p) y = Conv(n, w)"
+    found = model(f"agraph (float[1,4,9,9] x) => (float y) {{ {cut} }}", w=random(rng, 2, 4, 3, 3))
+    assert folded(found) is found
+
+
+def test_old_pads_are_attributes(rng: np.random.Generator) -> None:
+    text = """<ir_version: 3, opset_import: ["" : 8]>
+    agraph (float[1,4,9,9] x, float[2,4,3,3] w) => (float[1,2,9,9] y) {
+        n = Pad<pads=[0,0,1,1,0,0,1,1]>(x) y = Conv(n, w)
+    }"""
+    found = model(text, w=random(rng, 2, 4, 3, 3))
+    once = folded(found)
+    assert op_types(once) == ["Conv"]
+    feeds = random_feeds(found, rng)
+    assert distance(run(found.bytes(), feeds), run(once.bytes(), feeds)) < 1e-5  # float32 rounding
+
+
+def test_the_command_folds_but_for_what_is_excluded(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    fake_latency.install(monkeypatch)
+    text = """agraph (float[1,32,24,24] x) => (float[1,32,22,22] z) {
+        a = Mul(x, c) [one] y = Conv<pads=[1,1,1,1]>(a, w)
+        b = Add(y, c) [two] z = Conv(b, w)
+    }"""
+    found = model(text, c=random(rng, 1, 32, 1, 1), w=random(rng, 32, 32, 3, 3))
+    plan = tmp_path / "plan.json"
+    done = rewriter.optimize(found.proto, exact=True, exclude=["one"], passes=["winograd"], save_plan=plan)
+    assert done.improved
+    assert done.report.steps == ("1 node folded into the convolutions beside",)
+    kinds = [node.op_type for node in done.model.graph.node if "/" not in node.name]
+    assert kinds == ["Mul", "Conv"]
+    again = rewriter.apply(found.proto, plan)
+    assert again.model.SerializeToString() == done.model.SerializeToString()
