@@ -17,7 +17,7 @@ from pygal.style import Style
 
 # pygal installs an importer for its maps, in a protocol that Python 3.12 has dropped; on 3.11 every import
 # that fails would warn of it.
-sys.meta_path[:] = [each for each in sys.meta_path if not type(each).__name__ == "PluginImportFixer"]
+sys.meta_path[:] = [each for each in sys.meta_path if type(each).__name__ != "PluginImportFixer"]
 
 _WIDTH: Final = 560
 _HEIGHT: Final = 300
