@@ -30,10 +30,12 @@ The house, from the ground up; nothing imports what stands below it here:
     fitting, sensitivity, table      candidates fitted to the samples, what each costs in drift and in time
     rounding              the error of exact forms against float64, and those that lose too much
     profile               times of a runtime's kernels, told to the layers of the model
-    report                one `Report`; JSON, Markdown and terminal text are views of it
+    report                one `Report`; a page, JSON, Markdown and terminal text are views of it
     search, network, macs plans tried on the network itself and timed in it; least drift within multiply-adds
     verdict               the final word: within budget on fresh samples, faster, and light enough
     frontier              the whole trade-off of speed against drift
+    closeup, pictures     what reports show beside the verdict: times of layers, the worst samples, images
+    command               the command line that does a run again
     outcome               what a command ends with: its report, and the files that were asked for
     planfile              a plan as a file, to be made again without a search
     optimize, apply, compare, inspect      the commands, one story each from top to bottom

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+# Keys of --preprocess that are sizes, with a cross between.
+_SIZES = ("crop", "resize")
 # Options of which one takes all values, with commas between.
 _JOINED = ("passes",)
 
@@ -35,11 +37,11 @@ def command_line(name: str, given: Sequence[object], options: Mapping[str, objec
 
 
 def _pair(key: str, sign: str, value: object) -> str | None:
-    text = _text(value)
+    text = _text(value, "x" if key in _SIZES else ",")
     return None if text is None else f"{key}{sign}{text}"
 
 
-def _text(value: object) -> str | None:
+def _text(value: object, between: str = ",") -> str | None:
     """A value as it is typed, or None."""
     match value:
         case str() | os.PathLike():
@@ -49,5 +51,5 @@ def _text(value: object) -> str | None:
         case int():
             return str(value)
         case list() | tuple():
-            return ",".join(map(str, value))
+            return between.join(map(str, value))
     return None

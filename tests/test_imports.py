@@ -53,7 +53,7 @@ ONLY_ROOM = {
     "onnxruntime": "rewriter.runtime",
 }
 ROOMS = {
-    "PIL": {"rewriter.sources"},
+    "PIL": {"rewriter.pictures", "rewriter.sources"},
     "click": {"rewriter.cli"},
     "jinja2": {"rewriter.report"},
     "pygal": {"rewriter.report"},

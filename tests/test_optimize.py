@@ -8,12 +8,14 @@ from pathlib import Path
 
 import fake_latency
 import graphs
+import jsonschema
 import numpy as np
 import onnx
 import pytest
 import residual
 from interrupts import interrupt_at
 from PIL import Image
+from report_schema import schema
 
 import rewriter
 from rewriter import cli, graph, prepare, search
@@ -22,6 +24,7 @@ from rewriter.cache import FOLDER_VARIABLE
 from rewriter.cli import status
 from rewriter.errors import OptionError, OutputError
 from rewriter.parts import Given, parts
+from rewriter.report import read, rendered
 from rewriter.sources import load
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -276,6 +279,24 @@ def test_nothing_pays(files, capsys):
     assert "where 100 was asked" in report["verdict"]
     assert report["after"] == report["before"]
     assert "Nothing was written" in capsys.readouterr().out
+    # the original's time is told, and the drift of what was refused
+    assert report["times"]["after_ms"] is None
+    assert len(report["outputs"][0]["rel_l2"]) == report["samples"]["final"]
+
+
+def test_a_report_on_file_is_in_full_detail_and_can_be_drawn_again(files):
+    paths = [files / f"report{suffix}" for suffix in (".json", ".html", ".md")]
+    assert command(files, *(word for path in paths for word in ("--report", path))) == 0
+    report = read(paths[0])
+    jsonschema.validate(json.loads(paths[0].read_text()), schema())
+    for path in paths:
+        assert path.read_bytes() == rendered(report, path)
+    assert sum(each.chosen for each in report.rounds) == 1
+    assert [layer.name for layer in report.times.layers] == ["stem", "one", "two", "down", "head"]
+    assert report.times.after_ms is not None
+    found = cli.cli.commands["optimize"].make_context("optimize", list(report.command[2:])).params
+    assert (found["passes"], found["max_drift"]) == (PASSES, {"rel_l2": 0.1})
+    assert (found["output"], found["calibration"]) == (files / "fast.onnx", str(files / "samples.npz"))
 
 
 def test_no_budget_no_rewrite(network, samples):

@@ -1,4 +1,4 @@
-"""One `Report`; JSON, Markdown and terminal text are views of it.
+"""One `Report`; a page, JSON, Markdown and terminal text are views of it.
 
 content         what a run found out
 details         where the time goes, and which samples drift the most

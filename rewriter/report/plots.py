@@ -6,6 +6,7 @@ pygal lays the charts out; its styles and scripts are left out.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,6 +14,10 @@ from typing import Any, Final
 import pygal
 from markupsafe import Markup
 from pygal.style import Style
+
+# pygal installs an importer for its maps, in a protocol that Python 3.12 has dropped; on 3.11 every import
+# that fails would warn of it.
+sys.meta_path[:] = [each for each in sys.meta_path if type(each).__name__ != "PluginImportFixer"]
 
 _WIDTH: Final = 560
 _HEIGHT: Final = 300
