@@ -7,10 +7,12 @@ from passes.depthwise_pointwise import DepthwisePointwise
 from passes.exact_channels import ExactChannels
 from passes.exact_spatial import ExactSpatial
 from passes.grouped_pointwise import GroupedPointwise
+from passes.input_svd import InputSVD
 from passes.pointwise_depthwise import PointwiseDepthwise
 from passes.spatial_svd import SpatialSVD
 from passes.split_groups import SplitGroups
 from passes.stacked import Stacked
+from passes.sub_pixel import SubPixelConv
 from passes.tucker2 import Tucker2
 from passes.winograd import WinogradTiles
 
@@ -21,10 +23,12 @@ PASSES: tuple[Pass, ...] = (
     ChannelSVD(),
     SpatialSVD(),
     Tucker2(),
+    InputSVD(),
     Stacked(),
     SplitGroups(),
     CropKernel(),
     ExactChannels(),
     ExactSpatial(),
+    SubPixelConv(),
     WinogradTiles(),
 )

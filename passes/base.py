@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Protocol
 
-from rewriter.conv import Branch, Conv, Grid, Ints, Rewrite
+from rewriter.conv import Branch, Conv, Direct, Grid, Ints, Rewrite
 from rewriter.metric import Metric, free_bias
 
 Rank = Ints
@@ -50,8 +50,14 @@ class Pass(Protocol):
 
 
 def finished(conv: Conv, branches: Iterable[Branch], metric: Metric) -> Rewrite:
-    """The sum of fitted chains, in the type of the original's weight, with the free bias."""
+    """The sum of fitted chains, in the type of the original's weight, with the free bias.
+
+    Each stage is one node: where the original is a ConvTranspose without strides, a Conv.
+    """
     dtype = conv.weight.dtype
-    cast = [tuple(stage.with_(weight=stage.weight.astype(dtype)) for stage in branch) for branch in branches]
+    cast = [
+        tuple(stage.with_(weight=stage.weight.astype(dtype), lowering=Direct()) for stage in branch)
+        for branch in branches
+    ]
     rewrite = Rewrite(tuple(cast))
     return rewrite.with_bias(free_bias(conv, rewrite.dense(conv), metric.input).astype(dtype))

@@ -59,6 +59,9 @@ class ChannelSVD:
 
 
 def _limit(conv: Conv) -> float:
-    """The rank of each group at which the rewrite stops being worth while: r (k + m) = WORTHWHILE·m·k."""
+    """The rank of each group at which the rewrite stops being worth while: r (k + m p) = WORTHWHILE·m·k.
+
+    The last stage computes p positions for each at which the first one is applied.
+    """
     _, outputs, size = conv.matrix.shape
-    return float(min(WORTHWHILE * outputs * size / (outputs + size), outputs, size))
+    return float(min(WORTHWHILE * outputs * size / (outputs * stages.later(conv) + size), outputs, size))

@@ -71,7 +71,10 @@ class DepthwisePointwise:
 
 
 def _branches(conv: Conv) -> Sequence[Rank]:
-    """The branches that are cheaper: r (T + m) = WORTHWHILE·T m, m the output channels of a group."""
+    """The branches that are cheaper: r (T + m p) = WORTHWHILE·T m.
+
+    A group has m output channels, and the pointwise stage computes p positions for each of the kernel's.
+    """
     outputs = conv.out_channels // conv.group
-    limit = WORTHWHILE * conv.taps * outputs / (conv.taps + outputs)
+    limit = WORTHWHILE * conv.taps * outputs / (conv.taps + outputs * stages.later(conv))
     return separable.branches(limit, min(conv.taps, outputs))

@@ -75,11 +75,14 @@ def _levels(conv: Conv) -> list[Level]:
 
 
 def _behind(conv: Conv, levels: Sequence[Level]) -> Iterator[Rank]:
-    """Ranks (0, n, s), each of fewer multiply-adds than the one before: s (C T + M n) of M C T."""
+    """Ranks (0, n, s), each of fewer multiply-adds than the one before: s (C T + M n p) of M C T.
+
+    The last stage computes p positions for each at which the kernel is applied.
+    """
     outputs, inputs, taps = levels[0].kernel.shape
     least = WORTHWHILE * outputs * inputs * taps
     for count in _divisors(inputs if taps > 1 else 1):
-        each = inputs * taps + outputs * count
+        each = inputs * taps + outputs * count * stages.later(conv)
         found = _common((part for level in levels for part in _by_input(level, count)), _below(least / each))
         if found is not None:
             least = found * each
@@ -89,7 +92,7 @@ def _behind(conv: Conv, levels: Sequence[Level]) -> Iterator[Rank]:
 def _before(conv: Conv, levels: Sequence[Level]) -> Iterator[Rank]:
     """Ranks (r, n, 0), each of fewer multiply-adds than the one before: r (C n p + M T) of M C T.
 
-    The first stage computes p positions for each one of the output.
+    The first stage computes p positions for each at which the kernel is applied.
     """
     outputs, inputs, taps = levels[0].kernel.shape
     least = WORTHWHILE * outputs * inputs * taps
@@ -102,16 +105,16 @@ def _before(conv: Conv, levels: Sequence[Level]) -> Iterator[Rank]:
 
 
 def _both(conv: Conv, levels: Sequence[Level]) -> Iterator[Rank]:
-    """Rank (r, 1, s): r C p + r s T + s M multiply-adds of M C T."""
+    """Rank (r, 1, s): r C p + r s T + s M q multiply-adds of M C T, p and q as for each of the two alone."""
     outputs, inputs, taps = levels[0].kernel.shape
-    positions = stages.earlier(conv)
+    positions, behind = stages.earlier(conv), outputs * stages.later(conv)
     least = WORTHWHILE * outputs * inputs * taps
     # the other rank is at least 1, and neither stage is worth its own at the full rank
-    most = _below((least - inputs * positions) / (outputs + taps))
+    most = _below((least - inputs * positions) / (behind + taps))
     s = _common((part for level in levels for part in _by_input(level, 1)), min(most, outputs - 1))
     if s is None:
         return
-    most = _below((least - s * outputs) / (inputs * positions + s * taps))
+    most = _below((least - s * behind) / (inputs * positions + s * taps))
     r = _common((part for level in levels for part in _by_output(level, 1)), min(most, inputs - 1))
     if r is not None:
         yield r, 1, s

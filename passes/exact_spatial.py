@@ -64,12 +64,16 @@ def _kernels(conv: Conv) -> list[Level]:
 
 
 def _along(conv: Conv, levels: Sequence[Level], vertical: bool) -> Iterator[Rank]:
-    """Ranks r with r (n C y q + M x) < WORTHWHILE·M C y x, q the stride along the second axis."""
+    """Ranks r with r (n C y q + M x p) < WORTHWHILE·M C y x.
+
+    q is the stride along the second axis, p the step between an input's samples along the first.
+    """
     outputs, inputs, _ = levels[0].kernel.shape
     first, second = stages.several(conv) if vertical else stages.several(conv)[::-1]
-    one, other, later = conv.kernel_shape[first], conv.kernel_shape[second], conv.strides[second]
+    one, other = conv.kernel_shape[first] * conv.strides[second], conv.kernel_shape[second]
+    behind = other * conv.input_dilations[first]
     for count in sorted({1, outputs}):
-        limit = WORTHWHILE * outputs * inputs * one * other / (count * inputs * one * later + outputs * other)
+        limit = WORTHWHILE * outputs * inputs * conv.taps / (count * inputs * one + outputs * behind)
         largest = 0
         for matrix in _unfolded(conv, levels, vertical, count):
             found = exact.rank(matrix, int(limit))

@@ -110,5 +110,5 @@ class GroupedPointwise:
 
 def _share(conv: Conv, size: int, written: int) -> float:
     """The multiply-adds of rank (size, written) over those of the original."""
-    pointwise = conv.out_channels * written // conv.group
+    pointwise = stages.later(conv) * conv.out_channels * written // conv.group
     return (written * size * conv.taps + pointwise) / float(conv.weight.size)

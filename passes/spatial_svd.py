@@ -99,10 +99,15 @@ def _taps(conv: Conv, axes: Ints) -> int:
 
 
 def _rank_macs(conv: Conv, first: Ints) -> int:
-    """Multiply-adds of one rank of one group for each output position."""
+    """Multiply-adds of one rank of one group for each position at which the kernel is applied.
+
+    The first stage runs before the strides of the other axes, the second on what the first one has made of an
+    input between zeros.
+    """
     second = stages.rest(conv, first)
     earlier = _taps(conv, first) * prod(conv.strides[axis] for axis in second)
-    return int(conv.weight.shape[1]) * earlier + conv.out_channels // conv.group * _taps(conv, second)
+    later = _taps(conv, second) * prod(conv.input_dilations[axis] for axis in first)
+    return int(conv.weight.shape[1]) * earlier + conv.out_channels // conv.group * later
 
 
 def _orders(conv: Conv) -> list[Ints]:

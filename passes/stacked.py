@@ -41,6 +41,10 @@ class Stacked:
         """A depthwise kernel, one of at most 3 taps along every axis, or one that rank 1 makes no cheaper."""
         if conv.depthwise:
             return "it is depthwise: each channel has a kernel of its own and there is nothing to share"
+        if max(conv.input_dilations) > 1:
+            return (
+                f"it is transposed with strides {conv.input_dilations}; its taps are those of several phases"
+            )
         if max(conv.kernel_shape) <= SHORT:
             return (
                 f"the kernel {conv.kernel_shape} has at most {SHORT} taps along an axis: two are no cheaper"

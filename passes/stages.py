@@ -24,6 +24,9 @@ def pointwise_first(conv: Conv, weight: Array, kernel: Array, group: int) -> Bra
         strides=tuple(stride if one else 1 for stride, one in zip(conv.strides, single, strict=True)),
         pads=tuple(pad if one else 0 for pad, one in zip(conv.pads, single * 2, strict=True)),
         group=conv.group,
+        input_dilations=tuple(
+            step if one else 1 for step, one in zip(conv.input_dilations, single, strict=True)
+        ),
     )
     second = Conv(
         kernel.reshape(*kernel.shape[:2], *conv.kernel_shape),
@@ -31,13 +34,24 @@ def pointwise_first(conv: Conv, weight: Array, kernel: Array, group: int) -> Bra
         pads=tuple(0 if one else pad for pad, one in zip(conv.pads, single * 2, strict=True)),
         dilations=conv.dilations,
         group=group,
+        input_dilations=tuple(
+            1 if one else step for step, one in zip(conv.input_dilations, single, strict=True)
+        ),
     )
     return first, second
 
 
 def earlier(conv: Conv) -> int:
-    """Positions that a pointwise first stage computes for each position of the output."""
+    """Positions that a pointwise first stage computes for each at which the kernel is applied.
+
+    A kernel is applied at every output, a transposed one at every input.
+    """
     return prod(stride for stride, taps in zip(conv.strides, conv.kernel_shape, strict=True) if taps > 1)
+
+
+def later(conv: Conv) -> int:
+    """Positions that a last stage computes for each at which the kernel is applied."""
+    return prod(conv.input_dilations)
 
 
 def along(conv: Conv, axes: Ints, weight: Array, group: int) -> Conv:
@@ -49,7 +63,14 @@ def along(conv: Conv, axes: Ints, weight: Array, group: int) -> Conv:
         return tuple(value if one else other for value, one in zip(values, masks, strict=True))
 
     kernel = weight.reshape(*weight.shape[:2], *mine(conv.kernel_shape, 1))
-    return Conv(kernel, None, mine(conv.strides, 1), mine(conv.pads, 0), mine(conv.dilations, 1), group)
+    return Conv(
+        kernel,
+        strides=mine(conv.strides, 1),
+        pads=mine(conv.pads, 0),
+        dilations=mine(conv.dilations, 1),
+        group=group,
+        input_dilations=mine(conv.input_dilations, 1),
+    )
 
 
 def several(conv: Conv) -> Ints:

@@ -109,8 +109,11 @@ def crop(conv: Conv) -> Conv:
     """The convolution without the taps that are zero throughout, as far as its pads allow.
 
     What is left of the taps at first, first + step, ... of an axis with dilation d and pads p, q is a kernel
-    of dilation step·d and pads p - first·d, q - (taps - 1 - last)·d. These must not be negative.
+    of dilation step·d and pads p - first·d, q - (taps - 1 - last)·d. These must not be negative. A transposed
+    one stays as it is: which taps of it could go depends on its phases.
     """
+    if max(conv.input_dilations) > 1:
+        return conv
     axes = len(conv.kernel_shape)
     live = _live(conv)
     slices: list[slice] = []
@@ -132,6 +135,8 @@ def crop(conv: Conv) -> Conv:
 
 def uncropped(conv: Conv) -> str:
     """Why a convolution keeps its kernel."""
+    if max(conv.input_dilations) > 1:
+        return f"it is transposed with strides {conv.input_dilations}; only a kernel of stride 1 is cropped"
     live = _live(conv)
     if live.all():
         return f"all {conv.taps} taps of its kernel count: none is zero throughout"

@@ -85,7 +85,8 @@ def _share(conv: Conv, rank: tuple[int, int]) -> float:
     _, outputs, size = conv.matrix.shape
     r, s = rank
     inputs = size // conv.taps
-    return float(stages.earlier(conv) * r * inputs + s * r * conv.taps + outputs * s) / float(outputs * size)
+    macs = stages.earlier(conv) * r * inputs + s * r * conv.taps + stages.later(conv) * outputs * s
+    return float(macs) / float(outputs * size)
 
 
 def _snapped(wanted: float, channels: int, grid: Grid) -> int:

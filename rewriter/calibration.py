@@ -163,9 +163,12 @@ def draw(conv: Conv, shapes: Sequence[Ints], seed: int) -> Positions:
 def patches(conv: Conv, batch: Array, positions: npt.NDArray[np.intp]) -> Array:
     """What the kernel sees at some output positions of a batch `[N, C, ...]`: `[G, P, K]`, never float16."""
     axes = len(conv.kernel_shape)
+    out_size = conv.out_size(batch.shape[2:])
+    sample, *place = np.unravel_index(positions, (len(batch), *out_size))
+    if max(conv.input_dilations) > 1:
+        return _by_group(conv, _between_zeros(conv, batch, sample, place))
     pads = [(0, 0), (0, 0), *zip(conv.pads[:axes], conv.pads[axes:], strict=True)]
     padded = np.pad(batch, pads) if any(conv.pads) else batch
-    out_size = conv.out_size(batch.shape[2:])
     steps = padded.strides[2:]
     windows = np.lib.stride_tricks.as_strided(
         padded,
@@ -177,11 +180,35 @@ def patches(conv: Conv, batch: Array, positions: npt.NDArray[np.intp]) -> Array:
         ),
         writeable=False,
     )
-    sample, *place = np.unravel_index(positions, (len(batch), *out_size))
     where: tuple[Any, ...] = (sample, slice(None), *place)
-    seen = windows[where]
-    seen = seen.reshape(len(positions), conv.group, -1).swapaxes(0, 1)
+    return _by_group(conv, windows[where])
+
+
+def _by_group(conv: Conv, seen: Array) -> Array:
+    """What is seen `[P, C, *kernel]` as `[G, P, K]`, never float16."""
+    seen = seen.reshape(len(seen), conv.group, -1).swapaxes(0, 1)
     return np.ascontiguousarray(seen, np.result_type(seen, np.float32))
+
+
+def _between_zeros(
+    conv: Conv, batch: Array, sample: npt.NDArray[np.intp], place: Sequence[npt.NDArray[np.intp]]
+) -> Array:
+    """What the kernel sees at P places of a dilated input, `[P, C, *kernel]`; only here there are zeros."""
+    axes = len(conv.kernel_shape)
+    shape = [
+        (-1, *(taps if axis == other else 1 for other in range(axes)))
+        for axis, taps in enumerate(conv.kernel_shape)
+    ]
+    inside: Any = True
+    indices = []
+    for axis, taps in enumerate(conv.kernel_shape):
+        at = place[axis][:, None] + np.arange(taps) * conv.dilations[axis] - conv.pads[axis]
+        index, off = np.divmod(at.reshape(shape[axis]), conv.input_dilations[axis])
+        inside = inside & (off == 0) & (index >= 0) & (index < batch.shape[2 + axis])
+        indices.append(index.clip(0, batch.shape[2 + axis] - 1))
+    where: tuple[Any, ...] = (sample.reshape(-1, *(1,) * axes), slice(None), *indices)
+    # the channels come last
+    return np.moveaxis(batch[where] * inside[..., None], -1, 1)
 
 
 def rows(output: Array, positions: npt.NDArray[np.intp]) -> Array:

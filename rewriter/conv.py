@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rewriter.transposed import SubPixel, Transposed
 from rewriter.winograd import Winograd
 
 Array = npt.NDArray[np.floating[Any]]
@@ -33,10 +34,10 @@ def _frozen(array: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Direct:
-    """As one Conv node."""
+    """As one node: a ConvTranspose where its input is dilated, else a Conv."""
 
 
-Lowering = Direct | Winograd
+Lowering = Direct | Transposed | SubPixel | Winograd
 Lowerings = tuple[tuple[Lowering, ...], ...]
 """Of the stages of each branch of a rewrite."""
 
@@ -52,6 +53,9 @@ class Conv:
         pads: all begins, then all ends, as ONNX writes them; never negative.
         dilations: one a spatial axis.
         group: how many groups the channels are cut into.
+        input_dilations: one a spatial axis: the steps between the samples of the input once zeros are put
+            between them, before the pads; where one is above 1 all strides are 1. It is what a ConvTranspose
+            calls strides: see `transposed`.
         lowering: how it is written as nodes; what it computes is the same, up to rounding.
 
     Raises:
@@ -64,29 +68,34 @@ class Conv:
     pads: Ints = ()
     dilations: Ints = ()
     group: int = 1
+    input_dilations: Ints = ()
     lowering: Lowering = Direct()
 
     def __post_init__(self) -> None:
         axes = self.weight.ndim - 2
-        defaults = {"strides": (1,) * axes, "pads": (0,) * 2 * axes, "dilations": (1,) * axes}
+        ones = (1,) * axes
+        defaults = {"strides": ones, "pads": (0,) * 2 * axes, "dilations": ones, "input_dilations": ones}
         for name, default in defaults.items():
             given = tuple(int(value) for value in getattr(self, name)) or default
             object.__setattr__(self, name, given)
         object.__setattr__(self, "weight", _frozen(self.weight))
         if self.bias is not None:
             object.__setattr__(self, "bias", _frozen(self.bias))
-        lengths = (len(self.strides), len(self.pads), len(self.dilations))
-        if axes < 1 or lengths != (axes, 2 * axes, axes):
+        lengths = tuple(len(getattr(self, name)) for name in defaults)
+        if axes < 1 or lengths != (axes, 2 * axes, axes, axes):
+            raise ValueError(f"weight {self.weight.shape} does not go with {lengths} {', '.join(defaults)}")
+        steps = self.strides + self.dilations + self.input_dilations
+        if min(self.pads) < 0 or min(steps) < 1 or self.group < 1:
             raise ValueError(
-                f"weight {self.weight.shape} does not go with {lengths} strides, pads, dilations"
+                f"pads {self.pads}, strides {self.strides}, dilations {self.dilations}, "
+                f"input dilations {self.input_dilations}"
             )
-        if min(self.pads) < 0 or min(self.strides + self.dilations) < 1 or self.group < 1:
-            raise ValueError(f"pads {self.pads}, strides {self.strides}, dilations {self.dilations}")
         if self.weight.shape[0] % self.group:
             raise ValueError(f"{self.weight.shape[0]} output channels do not divide into {self.group} groups")
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
             raise ValueError(f"bias {self.bias.shape} does not go with weight {self.weight.shape}")
-        if isinstance(self.lowering, Winograd) and (reason := self.lowering.refuse(self)):
+        lowering = Transposed() if self.transposed else self.lowering
+        if not isinstance(lowering, Direct) and (reason := lowering.refuse(self)):
             raise ValueError(reason)
 
     @property
@@ -115,6 +124,12 @@ class Conv:
         return self.group > 1 and self.group == self.in_channels
 
     @property
+    def transposed(self) -> bool:
+        """Whether it is written as a ConvTranspose."""
+        dilated = max(self.input_dilations) > 1
+        return isinstance(self.lowering, Transposed) or (dilated and isinstance(self.lowering, Direct))
+
+    @property
     def matrix(self) -> Array:
         """The weight as `[G, M/G, K]`, K = C/group * taps in (c, *kernel) order."""
         return self.weight.reshape(self.group, self.out_channels // self.group, -1)
@@ -124,11 +139,10 @@ class Conv:
         axes = len(self.kernel_shape)
         return tuple(
             (
-                in_size[a]
+                (in_size[a] - 1) * self.input_dilations[a]
                 + self.pads[a]
                 + self.pads[a + axes]
                 - self.dilations[a] * (self.kernel_shape[a] - 1)
-                - 1
             )
             // self.strides[a]
             + 1
@@ -142,18 +156,22 @@ class Conv:
     def cost(self, in_size: Ints) -> Cost:
         """The cost of one sample of spatial size `in_size`, as it is lowered.
 
-        Directly it takes outputs times C/group times taps multiply-adds.
+        Directly it takes outputs times C/group times taps multiply-adds; as a ConvTranspose inputs times
+        M/group times taps.
         """
         params = int(self.weight.size + (0 if self.bias is None else self.bias.size))
-        if isinstance(self.lowering, Winograd):
+        if isinstance(self.lowering, Winograd | SubPixel):
             macs, activations = self.lowering.macs_and_activations(self, in_size)
             return Cost(macs, params, activations)
         places = prod(self.out_size(in_size))
-        return Cost(places * int(self.weight.size), params, self.out_channels * places)
+        applied = prod(in_size) if self.transposed else places
+        return Cost(applied * int(self.weight.size), params, self.out_channels * places)
 
     @property
     def held(self) -> int:
         """Weights and biases that a session holds: of what is transformed, what comes of it."""
+        if isinstance(self.lowering, SubPixel):
+            return self.lowering.held(self)
         if not isinstance(self.lowering, Winograd):
             return int(self.weight.size + (0 if self.bias is None else self.bias.size))
         inputs = int(self.weight.shape[1]) * prod(self.lowering.own_taps(self.kernel_shape))
@@ -214,8 +232,8 @@ class Rewrite:
     Raises:
         ValueError: a chain that could not equal one convolution: channels that do not follow each other, a
             bias anywhere but on the last stage of the first branch (earlier, it breaks zero padding at the
-            borders), pads after a stage that already saw several taps on that axis, or a stride before such a
-            stage.
+            borders), pads or an input dilation after a stage that already saw several taps on that axis, or a
+            stride before such a stage.
     """
 
     branches: tuple[Branch, ...]
@@ -236,6 +254,8 @@ class Rewrite:
             raise ValueError("the branches differ in their channels")
         if len({_total_strides(branch) for branch in self.branches}) > 1:
             raise ValueError("the branches differ in their strides")
+        if len({_total_input_dilations(branch) for branch in self.branches}) > 1:
+            raise ValueError("the branches differ in their input dilations")
 
     @property
     def bias(self) -> Array | None:
@@ -244,8 +264,10 @@ class Rewrite:
 
     @property
     def direct(self) -> bool:
-        """Whether every stage is one Conv node."""
-        return all(isinstance(stage.lowering, Direct) for branch in self.branches for stage in branch)
+        """Whether every stage is one node."""
+        return all(
+            isinstance(stage.lowering, Direct | Transposed) for branch in self.branches for stage in branch
+        )
 
     @property
     def held_bytes(self) -> int:
@@ -264,7 +286,7 @@ class Rewrite:
 
     @property
     def lowerings(self) -> Lowerings:
-        """How the stages of each branch are written; empty where every stage is one Conv node."""
+        """How the stages of each branch are written; empty where every stage is one node."""
         if self.direct:
             return ()
         return tuple(tuple(stage.lowering for stage in branch) for branch in self.branches)
@@ -292,6 +314,9 @@ class Rewrite:
         """
         if _total_strides(self.branches[0]) != conv.strides:
             raise ValueError(f"strides {_total_strides(self.branches[0])} instead of {conv.strides}")
+        spread = _total_input_dilations(self.branches[0])
+        if spread != conv.input_dilations:
+            raise ValueError(f"input dilations {spread} instead of {conv.input_dilations}")
         total = np.zeros((conv.group, conv.out_channels // conv.group, conv.weight.shape[1], conv.taps))
         axes = len(conv.kernel_shape)
         place = {
@@ -349,8 +374,15 @@ def _total_strides(branch: Branch) -> Ints:
     return tuple(prod(strides) for strides in zip(*(stage.strides for stage in branch), strict=True))
 
 
+def _total_input_dilations(branch: Branch) -> Ints:
+    return tuple(prod(steps) for steps in zip(*(stage.input_dilations for stage in branch), strict=True))
+
+
 def _check_axis(branch: Branch, axis: int) -> None:
-    """Pads belong to the first stage with several taps on an axis, strides to no stage before it."""
+    """Pads and an input dilation belong to the first stage with several taps on an axis, strides behind it.
+
+    What a stage of one tap without a bias makes of zeros is zeros: they may as well come after it.
+    """
     axes = len(branch[0].kernel_shape)
     several = [index for index, stage in enumerate(branch) if stage.kernel_shape[axis] > 1]
     first = several[0] if several else 0
@@ -358,6 +390,10 @@ def _check_axis(branch: Branch, axis: int) -> None:
         if index > first and (stage.pads[axis] or stage.pads[axis + axes]):
             raise ValueError(
                 f"pads on stage {index}, which is not the first with several taps on axis {axis}"
+            )
+        if index != first and stage.input_dilations[axis] > 1:
+            raise ValueError(
+                f"an input dilation on stage {index}, which is not the first with several taps on axis {axis}"
             )
         # A single tap with pads reads zeros at the border as the padded original does; with a later kernel
         # it would not.
@@ -369,7 +405,7 @@ def _compose(branch: Branch, group: int) -> dict[Ints, Array]:
     """The chain as one kernel: for each input offset a block `[G, M/G, C/G]`.
 
     With z[u] = Σ_o T[o] x[u·S + o] and out[y] = Σ_t W[t] z[y·s + t·d - p], the chain has stride S·s and its
-    taps at o + (t·d - p)·S.
+    taps at o + (t·d - p)·S. Offsets are those in the dilated input.
     """
     axes = range(len(branch[0].kernel_shape))
     channels = branch[0].in_channels // group

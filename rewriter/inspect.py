@@ -89,4 +89,4 @@ def _forms(model: Model, target: Target) -> dict[str, tuple[tuple[str, ...], tup
 
 
 def _no_conv(layer: Layer) -> Refusal:
-    return Refusal(layer.name, None, f"a {layer.op_type}; only Conv is rewritten")
+    return Refusal(layer.name, None, f"a {layer.op_type}; only Conv and ConvTranspose are rewritten")

@@ -1,4 +1,6 @@
-"""How one convolution becomes nodes: as one Conv, or by Winograd's transforms.
+"""How one convolution becomes nodes: as one, by the phases of its output, or by Winograd's transforms.
+
+`transposed` says what the first two are. The last has
 
     rows          a depthwise convolutions, one a row of Bᵀ, stride m, along each transformed axis
     products      one grouped convolution: for each of the a·a products a pointwise one (along an axis that
@@ -22,6 +24,7 @@ import numpy.typing as npt
 
 from rewriter.conv import Conv, Ints
 from rewriter.toomcook import UNIT, transforms, window
+from rewriter.transposed import SubPixel, Transposed, turned
 from rewriter.winograd import Winograd
 
 INPUT, WEIGHT, BIAS, OUTPUT = "input", "weight", "bias", "output"
@@ -49,12 +52,18 @@ class Node:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lowered:
-    """Nodes in the order of computation, and the constants beside the weight and bias of the convolution.
+    """Nodes in the order of computation; constants of floats are to be written in the type of the weight.
 
-    Constants of floats are to be written in the type of the weight.
+    Attributes:
+        nodes: The nodes.
+        weight: What they take as `WEIGHT`.
+        bias: What they take as `BIAS`, if anything.
+        constants: Their other constants, by name.
     """
 
     nodes: tuple[Node, ...]
+    weight: npt.NDArray[Any]
+    bias: npt.NDArray[Any] | None
     constants: Mapping[str, npt.NDArray[Any]]
 
 
@@ -67,8 +76,17 @@ def lower(conv: Conv, in_size: Ints | None = None) -> Lowered:
     """
     if isinstance(conv.lowering, Winograd):
         return _winograd(conv, conv.lowering, None if in_size is None else conv.out_size(in_size))
-    inputs = (INPUT, WEIGHT) if conv.bias is None else (INPUT, WEIGHT, BIAS)
-    return Lowered((Node("Conv", inputs, OUTPUT, attributes(conv)),), {})
+    if isinstance(conv.lowering, SubPixel):
+        return _sub_pixel(conv, conv.lowering)
+    inputs = _inputs_of(conv)
+    if conv.transposed:
+        node = Node("ConvTranspose", inputs, OUTPUT, Transposed().attributes(conv))
+        return Lowered((node,), turned(conv.weight, conv.group), conv.bias, {})
+    return Lowered((Node("Conv", inputs, OUTPUT, attributes(conv)),), conv.weight, conv.bias, {})
+
+
+def _inputs_of(conv: Conv) -> tuple[str, ...]:
+    return (INPUT, WEIGHT) if conv.bias is None else (INPUT, WEIGHT, BIAS)
 
 
 def attributes(conv: Conv) -> dict[str, Any]:
@@ -126,7 +144,30 @@ def _winograd(conv: Conv, lowering: Winograd, out_size: Ints | None) -> Lowered:
         group=prod(lowering.products(conv.kernel_shape)) * conv.group,
     )
     _outputs(build, conv, lowering, out_size)
-    return Lowered(tuple(build.nodes), build.constants)
+    return Lowered(tuple(build.nodes), conv.weight, conv.bias, build.constants)
+
+
+def _sub_pixel(conv: Conv, lowering: SubPixel) -> Lowered:
+    build = _Builder()
+    phases = lowering.phases(conv)
+    cuts = [axis.cut for axis in phases]
+    build.node(
+        "Conv",
+        "phases",
+        *_inputs_of(conv),
+        kernel_shape=tuple(axis.size for axis in phases),
+        strides=conv.strides,
+        pads=tuple(axis.pads[end] for end in (0, 1) for axis in phases),
+        dilations=(1,) * len(phases),
+        group=1,
+    )
+    whole = "whole" if any(map(any, cuts)) else OUTPUT
+    build.node("DepthToSpace", whole, "phases", blocksize=conv.input_dilations[0])
+    if whole != OUTPUT:
+        starts = build.ints("cut.starts", *(begin for begin, _ in cuts))
+        ends = build.ints("cut.ends", *(-end if end else np.iinfo(np.int64).max for _, end in cuts))
+        build.node("Slice", OUTPUT, whole, starts, ends, build.ints("cut.axes", 2, 3))
+    return Lowered(tuple(build.nodes), lowering.weight(conv), lowering.bias(conv), build.constants)
 
 
 def _inputs(build: _Builder, conv: Conv, lowering: Winograd) -> str:

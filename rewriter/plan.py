@@ -28,7 +28,7 @@ class Form(Protocol):
 
     @property
     def lowerings(self) -> Lowerings:
-        """How its stages are written; empty where every one is one Conv node."""
+        """How its stages are written; empty where every one is one node."""
         ...
 
 
@@ -65,7 +65,7 @@ class Candidate:
 
     @property
     def lowerings(self) -> Lowerings:
-        """How its stages are written; empty where every one is one Conv node."""
+        """How its stages are written; empty where every one is one node."""
         return self.skeleton.lowerings
 
     @property

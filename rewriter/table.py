@@ -6,7 +6,7 @@ leaves that layout pays for it. Sites of one shape share their measurements, wit
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -15,12 +15,13 @@ import numpy as np
 
 from rewriter import graph, latency
 from rewriter.cache import Cache, Time
-from rewriter.conv import Conv, Ints, Rewrite
+from rewriter.conv import Conv, Ints, Lowering, Rewrite
 from rewriter.graph import Site
 from rewriter.plan import Candidate, undominated
 from rewriter.progress import Progress
 from rewriter.runtime import Target
 from rewriter.samples import Feeds
+from rewriter.transposed import SubPixel, stages_by_phases
 from rewriter.winograd import Winograd, stages_in_tiles
 
 Key = tuple[object, ...]
@@ -34,8 +35,8 @@ _SECONDS_PER_SHAPE = 1.5
 _CLEARLY = (1.5, 1.3, 1.2)
 # So many times the squared error is hardly more.
 _HARDLY = 1.2
-# Tiles to try for the stages of a rewrite: those that are best for the site as it is.
-_MOST_TILES = 2
+# Tiles, or phases, to try for the stages of a rewrite: those that are best for the site as it is.
+_MOST_WAYS = 2
 # Sessions alive at once may hold this much in activations; more of them meet fewer of each other's turns.
 _ACTIVATION_BYTES = 1 << 30
 _MOST_SESSIONS = 40
@@ -51,7 +52,8 @@ def measure(
 ) -> list[list[Candidate]]:
     """The candidates of every site with their latencies, those that are beaten or not worth it dropped.
 
-    Where tiles are faster for a site as it is, its fast candidates are tried with stages in such tiles, too.
+    Where tiles or phases are faster for a site as it is, its fast candidates are tried with stages in such
+    tiles, or by their phases, too.
 
     Args:
         sites: Each site with its candidates, the site as it is first.
@@ -69,10 +71,8 @@ def measure(
         shape = shapes[sharing[0][0].name]
         times = _Times(shape, target, cache)
         times.measure(sharing)
-        if tiles := _tiles(sharing, times):
-            sharing = [
-                (site, [*found, *_in_tiles(found, times, tiles, block, shape)]) for site, found in sharing
-            ]
+        if ways := _ways(sharing, times, block):
+            sharing = [(site, [*found, *_lowered(found, times, ways, shape)]) for site, found in sharing]
             times.measure(sharing)
         times.keep()
         for site, candidates in sharing:
@@ -233,32 +233,39 @@ def _ratios(candidates: Sequence[Candidate], times: Mapping[Key, float]) -> Iter
         yield each, time / min([known[0][1], *rivals]) if time < np.inf else np.inf
 
 
-def _tiles(place: Sequence[tuple[Site, Sequence[Candidate]]], times: _Times) -> list[Ints]:
-    """The tiles in which sites as they are gain, the fastest few first."""
-    gained: dict[Ints, float] = {}
+Way = Callable[[Rewrite], Rewrite | None]
+"""Writes those stages of a rewrite that it can in another way; None where there are none."""
+
+
+def _ways(place: Sequence[tuple[Site, Sequence[Candidate]]], times: _Times, block: int) -> list[Way]:
+    """Phases or the tiles in which sites as they are gain, the fastest few first."""
+    gained: dict[Lowering, float] = {}
     for _, candidates in place:
         for each in candidates:
             ((stage, *more), *others) = each.skeleton.branches
-            if isinstance(stage.lowering, Winograd) and not more and not others:
-                gained[stage.lowering.m] = times[each]
+            if isinstance(stage.lowering, Winograd | SubPixel) and not more and not others:
+                gained[stage.lowering] = times[each]
     worthwhile = times[place[0][1][0]] * _WORTHWHILE
-    fastest = sorted(gained, key=lambda m: gained[m])
-    return [m for m in fastest if gained[m] < worthwhile][:_MOST_TILES]
+    fastest = [each for each in sorted(gained, key=lambda each: gained[each]) if gained[each] < worthwhile]
+    return [
+        partial(stages_in_tiles, m=each.m, block=block) if isinstance(each, Winograd) else stages_by_phases
+        for each in fastest[:_MOST_WAYS]
+    ]
 
 
-def _in_tiles(
-    candidates: Sequence[Candidate], times: _Times, tiles: Sequence[Ints], block: int, shape: Ints
+def _lowered(
+    candidates: Sequence[Candidate], times: _Times, ways: Sequence[Way], shape: Ints
 ) -> Iterator[Candidate]:
-    """The contenders with stages in tiles."""
+    """The contenders with stages in tiles or by phases."""
     direct = [each for each in candidates if each.pass_name is not None and each.skeleton.direct]
     known = {_structure(each.skeleton): times[each] for each in candidates}
     for each, ratio in _ratios([candidates[0], *direct], known):
         if each.pass_name is None or ratio > _CLEARLY[0]:
             continue
-        for m in tiles:
-            if (tiled := stages_in_tiles(each.skeleton, m, block)) is not None:
-                error = each.error + tiled.rounding**2
-                yield replace(each, skeleton=tiled, cost=tiled.cost(shape[2:]), error=error)
+        for way in ways:
+            if (found := way(each.skeleton)) is not None:
+                error = each.error + found.rounding**2
+                yield replace(each, skeleton=found, cost=found.cost(shape[2:]), error=error)
 
 
 def _feeds(site: Site, rewrite: Rewrite, shape: Ints) -> Feeds:
@@ -291,5 +298,6 @@ def _stage(conv: Conv) -> Key:
         conv.pads,
         conv.dilations,
         conv.group,
+        conv.input_dilations,
         conv.lowering,
     )

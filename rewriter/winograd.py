@@ -50,6 +50,8 @@ class Winograd:
             return f"tiles of {self.m} outputs transform nothing"
         if max(conv.strides) > 1:
             return f"its strides are {conv.strides}; a transform needs 1"
+        if max(conv.input_dilations) > 1:
+            return f"it is transposed with strides {conv.input_dilations}; a transform needs 1"
         if max(conv.dilations) > 1:
             return f"its dilations are {conv.dilations}; a transform needs 1"
         if any(conv.kernel_shape[axis] == 1 for axis in self.axes):

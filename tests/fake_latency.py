@@ -25,14 +25,17 @@ def _own(data: Serialized) -> bytes:
 
 
 def macs(data: Serialized, feeds: Mapping[str, np.ndarray]) -> int:
-    """Multiply-adds of all convolutions for these inputs: taps times channels for each output value."""
-    return sum(prod(kernel[1:]) * prod(output) for kernel, output in _convolutions(data, feeds))
+    """Multiply-adds of all convolutions for these inputs: taps times channels for each value.
+
+    Of the output; of the input where it is transposed.
+    """
+    return sum(prod(kernel[1:]) * prod(values) for kernel, values in _convolutions(data, feeds))
 
 
 def _convolutions(
     data: Serialized, feeds: Mapping[str, np.ndarray]
 ) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """The shapes of each convolution's kernel and output."""
+    """The shapes of each convolution's kernel, and of what each of its taps meets."""
     shapes = {name: array.shape for name, array in feeds.items()}
     fixed = graph.with_shapes(graph.Model(onnx.load_model_from_string(_own(data))), shapes).proto
     del fixed.graph.value_info[:]  # of other sizes, maybe
@@ -41,13 +44,16 @@ def _convolutions(
     inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
     sizes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*inferred.value_info, *inferred.output)
+        for value in (*inferred.input, *inferred.value_info, *inferred.output)
     }
     kernels = {tensor.name: tensor.dims for tensor in inferred.initializer}
     return [
-        (kernels.get(node.input[1]) or sizes[node.input[1]], sizes[node.output[0]])
+        (
+            kernels.get(node.input[1]) or sizes[node.input[1]],
+            sizes[node.output[0] if node.op_type == "Conv" else node.input[0]],
+        )
         for node in inferred.node
-        if node.op_type == "Conv"
+        if node.op_type in ("Conv", "ConvTranspose")
     ]
 
 

@@ -18,7 +18,7 @@ FILES = sorted(path for package in ("rewriter", "passes") for path in (ROOT / pa
 TIERS = (
     {"command", "errors", "linalg", "pictures", "progress", "serialized", "toomcook"},
     {"files", "version"},
-    {"cache", "conv", "factor", "layers", "winograd"},
+    {"cache", "conv", "factor", "layers", "transposed", "winograd"},
     {"lowering", "metric", "samples"},
     {"graph", "runtime", "_worker"},
     {"sources"},
@@ -40,6 +40,7 @@ PASSES_KNOW = {
     "rewriter.factor",
     "rewriter.linalg",
     "rewriter.metric",
+    "rewriter.transposed",
     "rewriter.winograd",
     "passes.base",
     "passes.separable",

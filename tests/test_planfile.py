@@ -14,6 +14,7 @@ from rewriter.conv import Direct
 from rewriter.errors import PlanError
 from rewriter.planfile import SavedForm, SavedPlan, SavedSite
 from rewriter.planfile.content import fingerprint
+from rewriter.transposed import SubPixel
 from rewriter.winograd import Winograd
 
 FORM = SavedForm("channel_svd", (8,), (), 0.1, 0.02, 0.5)
@@ -37,6 +38,7 @@ def plan(model):
             site.conv.pads,
             site.conv.dilations,
             site.conv.group,
+            site.conv.input_dilations,
             fingerprint(site.conv),
             forms.get(site.name),
         )
@@ -105,6 +107,15 @@ def test_round_trip(plan, tmp_path):
     assert sum('"node"' in line for line in text.splitlines()) == len(plan.sites)
 
 
+def test_round_trip_of_a_transposed_site(plan, tmp_path):
+    form = replace(FORM, pass_name="sub_pixel", rank=(2, 2), lowerings=((SubPixel(),),))
+    site = replace(plan.sites[0], input_dilations=(2, 2), form=form)
+    path = tmp_path / "plan.json"
+    path.write_text(planfile.to_json(replace(plan, sites=(site,))))
+    assert planfile.read(path).sites == (site,)
+    assert json.loads(path.read_text())["sites"][0]["input_dilations"] == [2, 2]
+
+
 def test_round_trip_of_other_settings(plan, tmp_path):
     other = replace(plan, exact=True, threads=3, shapes={}, samples=0, gradients=0, sites=())
     (tmp_path / "plan.json").write_text(planfile.to_json(other))
@@ -171,7 +182,7 @@ def test_fields_of_another_kind(tmp_path, document, name, value, message):
             [[{"as": "fft"}]],
             'has "fft" as sites[1].form.lowerings[0][0].as, which is one of direct',
         ),
-        ("lowerings", [[{"as": ["direct"]}]], "lowerings[0][0].as, which is one of direct, winograd"),
+        ("lowerings", [[{"as": ["direct"]}]], "lowerings[0][0].as, which is one of direct, transposed, "),
         ("lowerings", [[{"as": "winograd"}]], "has no sites[1].form.lowerings[0][0].m"),
     ],
 )
@@ -234,6 +245,7 @@ def test_a_site_that_stays_may_be_missing_or_another(plan, model):
         ("one", {"strides": (2, 2)}, "'one' with strides [2, 2], the model has [1, 1]"),
         ("one", {"pads": (0, 0, 0, 0)}, "'one' with pads [0, 0, 0, 0], the model has [1, 1, 1, 1]"),
         ("one", {"dilations": (1, 2)}, "'one' with dilations [1, 2], the model has [1, 1]"),
+        ("one", {"input_dilations": (2, 2)}, "'one' with input dilations [2, 2], the model has [1, 1]"),
         ("one", {"group": 2}, "'one' with group 2, the model has 1"),
         (
             "one",

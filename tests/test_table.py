@@ -6,10 +6,11 @@ import pytest
 
 from rewriter import graph, latency, lowering, runtime, table, winograd
 from rewriter.cache import Cache
-from rewriter.conv import Conv, Cost, Rewrite
+from rewriter.conv import Conv, Cost, Direct, Rewrite
 from rewriter.fitting import skeleton
 from rewriter.plan import Candidate
 from rewriter.runtime import Session, Target
+from rewriter.transposed import SubPixel
 
 TARGET = Target(threads=1)
 TEXT = """
@@ -206,6 +207,35 @@ def test_stages_are_tried_in_the_tiles_in_which_the_site_gains(rng, monkeypatch)
     # the same error and the rounding; the cost is that of what runs
     assert found[3].error == pytest.approx(found[2].error + found[3].skeleton.rounding ** 2)
     assert found[3].cost == found[3].skeleton.cost((12, 12))
+
+
+@pytest.mark.parametrize(("phases_ms", "lowered"), [(0.5, True), (1.5, False)])
+def test_stages_are_tried_by_their_phases_where_the_site_gains(rng, monkeypatch, phases_ms, lowered):
+    text = """weights: w[16,16,4,4]
+    agraph (float[1,16,12,12] x) => (float[1,16,24,24] y) {
+        [up] y = ConvTranspose<strides=[2,2], pads=[1,1,1,1]>(x, w)
+    }
+    """
+    site = graphs.site(graphs.filled(text, rng), "up")
+
+    def interleaved(models, feeds, target=None, *, seconds=2.0, seed=0, hopeless=None):
+        operators = [[node.op_type for node in graph.load(model).proto.graph.node] for model in models]
+        return [phases_ms if "DepthToSpace" in each else 1.0 - 0.06 * len(each) for each in operators]
+
+    monkeypatch.setattr(latency, "interleaved", interleaved)
+    inside = skeleton(graphs.only(site.conv.with_(lowering=SubPixel())))
+    offered = [
+        Candidate("up", None, (), skeleton(graphs.only(site.conv)), Cost(9), 0.0),
+        Candidate("up", "sub_pixel", (2, 2), inside, inside.cost((12, 12)), 1e-14),
+        cored(site),
+    ]
+    (found,) = table.measure([(site, offered)], {"up": (1, 16, 12, 12)}, TARGET, 8, lambda *_: None)
+    assert [each.pass_name for each in found] == (
+        [None, "sub_pixel", "tucker2", "tucker2"] if lowered else [None, "tucker2"]
+    )
+    if lowered:
+        kinds = [type(stage.lowering) for stage in found[3].skeleton.branches[0]]
+        assert kinds == [Direct, SubPixel, Direct]
 
 
 def test_stages_stay_as_they_are_where_the_site_gains_nothing_in_tiles(rng, monkeypatch):

@@ -12,6 +12,7 @@ import numpy as np
 
 from rewriter.adjoint.node import Array, Node, known, on_map, unbroadcast
 from rewriter.conv import Conv, Ints
+from rewriter.transposed import turned
 
 
 def scale(node: Node, gradients: Sequence[Array]) -> Sequence[Array | None]:
@@ -72,10 +73,8 @@ def conv(node: Node, gradients: Sequence[Array]) -> Sequence[Array | None]:
     ends = [sizes[a] - g.shape[2 + a] + dilations[a] * (kernel[a] - 1) - begins[a] for a in axes]
     # pads larger than the kernel: what lies in them is cut away
     g = g[on_map(slice(max(-begins[a], 0), g.shape[2 + a] - max(-ends[a], 0)) for a in axes)]
-    turned = weight.reshape(group, -1, *weight.shape[1:]).swapaxes(1, 2)
-    turned = np.flip(turned.reshape(-1, *turned.shape[2:]), tuple(range(2, 2 + len(kernel))))
     back = Conv(
-        np.ascontiguousarray(turned, np.float32),
+        turned(weight, group).astype(np.float32, copy=False),
         pads=(*(max(b, 0) for b in begins), *(max(e, 0) for e in ends)),
         dilations=dilations,
         group=group,

@@ -1,4 +1,4 @@
-"""Writes a rewrite as ONNX nodes: a chain of Conv for each branch, and Adds between the branches."""
+"""Writes a rewrite as ONNX nodes: a chain of convolutions for each branch, and Adds between the branches."""
 
 from __future__ import annotations
 
@@ -63,11 +63,9 @@ def emit(
             node_name = names.new(name if alone else f"{prefix}/{word}")
             last = stage is branch[-1] and not several
             target = output if last else names.new(f"{node_name}_output")
-            weights = _weights(stage, node_name, names, dtype)
-            taken = [tensor, *(weight.name for weight in weights)]
-            lowered = _lowered(stage, size, node_name, taken, target, names, dtype)
+            lowered = _lowered(stage, size, node_name, tensor, target, names, dtype)
             nodes += lowered.nodes
-            initializers += [*weights, *lowered.initializers]
+            initializers += lowered.initializers
             tensor = target
             size = None if size is None else stage.out_size(size)
         if index:
@@ -109,13 +107,6 @@ def _word(stage: Conv, inner: bool) -> str:
     return "core" if inner else "conv"
 
 
-def _weights(stage: Conv, name: str, names: Names, dtype: npt.DTypeLike) -> list[onnx.TensorProto]:
-    weights = [_tensor(stage.weight, names.new(f"{name}.weight"), dtype)]
-    if stage.bias is not None:
-        weights.append(_tensor(stage.bias, names.new(f"{name}.bias"), dtype))
-    return weights
-
-
 def _tensor(array: npt.NDArray[Any], name: str, dtype: npt.DTypeLike) -> onnx.TensorProto:
     with np.errstate(over="ignore"):  # what overflows shows in the outputs
         return onnx.numpy_helper.from_array(np.ascontiguousarray(array, dtype), name)
@@ -125,14 +116,17 @@ def _lowered(
     stage: Conv,
     in_size: Ints | None,
     name: str,
-    inputs: Sequence[str],
+    given: str,
     output: str,
     names: Names,
     dtype: npt.DTypeLike,
 ) -> Emitted:
     """The nodes of one stage; several of them are called after it and after what each does."""
     lowered = lower(stage, in_size)
-    known = {INPUT: inputs[0], WEIGHT: inputs[1], OUTPUT: output, BIAS: inputs[-1]}
+    weights = [_tensor(lowered.weight, names.new(f"{name}.weight"), dtype)]
+    if lowered.bias is not None:
+        weights.append(_tensor(lowered.bias, names.new(f"{name}.bias"), dtype))
+    known = {INPUT: given, WEIGHT: weights[0].name, OUTPUT: output, BIAS: weights[-1].name}
     word = _word_of(type(stage.lowering))
     for local in [*lowered.constants, *(node.output for node in lowered.nodes)]:
         if local not in known:
@@ -151,4 +145,4 @@ def _lowered(
         _tensor(array, known[local], dtype if array.dtype.kind == "f" else array.dtype)
         for local, array in lowered.constants.items()
     ]
-    return Emitted(nodes, tuple(constants))
+    return Emitted(nodes, (*weights, *constants))

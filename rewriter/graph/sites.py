@@ -21,12 +21,13 @@ from rewriter.graph.opset import obstacle
 from rewriter.graph.pads import explicit_pads
 from rewriter.graph.scaling import fold_scaling
 from rewriter.graph.scope import Names, bodies, graphs
+from rewriter.graph.transposed import transposed_conv
 from rewriter.graph.types import Types, infer_types, shape
 
+_REWRITTEN: Final = ("Conv", "ConvTranspose")
 # What computes a convolution and is no site, with the reason. Anything in another domain is none either.
 _OTHERS: Final = {
-    "ConvTranspose": "a transposed convolution; only Conv is rewritten",
-    "DeformConv": "its taps move with the data; only Conv is rewritten",
+    "DeformConv": "its taps move with the data; only Conv and ConvTranspose are rewritten",
     "QLinearConv": "it is quantised; rewrite the float model and quantise afterwards",
     "ConvInteger": "it is quantised; rewrite the float model and quantise afterwards",
     "QLinearConvTranspose": "it is quantised; rewrite the float model and quantise afterwards",
@@ -138,7 +139,7 @@ def _in_bodies(node: onnx.NodeProto) -> Iterator[Found]:
 
 
 def _is_convolution(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Conv" or node.op_type in _OTHERS
+    return node.op_type in _REWRITTEN or node.op_type in _OTHERS
 
 
 def unique_names(model: Model, found: Sequence[onnx.NodeProto]) -> list[str]:
@@ -158,10 +159,10 @@ def unique_names(model: Model, found: Sequence[onnx.NodeProto]) -> list[str]:
 def _site(model: Model, analysis: Analysis, types: Callable[[], Types], index: int, name: str) -> Site | str:
     """The site of a node of the top graph, or why it is none."""
     node = model.proto.graph.node[index]
-    if node.op_type != "Conv":
+    if node.op_type not in _REWRITTEN:
         return _OTHERS[node.op_type]
     if node.domain not in ONNX_DOMAINS:
-        return f"its operator is of the domain {node.domain!r}; only ONNX's own Conv is rewritten"
+        return f"its operator is of the domain {node.domain!r}; only ONNX's own {node.op_type} is rewritten"
     if not (node.input and node.output and node.output[0]):
         return "it has no input or no output"
     try:
@@ -194,7 +195,7 @@ def _fits(conv: Conv, dtype: np.dtype[Any]) -> bool:
 def _conv(
     node: onnx.NodeProto, analysis: Analysis, types: Callable[[], Types]
 ) -> tuple[Conv, np.dtype[Any]] | str:
-    """What a Conv node computes and the type of its tensors, or why that is not known or not supported."""
+    """What a Conv or ConvTranspose computes and the type of its tensors, or why that is not known."""
     arrays = []
     for what, given in zip(("weight", "bias"), node.input[1:], strict=False):
         array = analysis.constant(given) if given else None
@@ -213,6 +214,13 @@ def _conv(
     axes = weight.ndim - 2
     if axes < 1:
         return f"its weight {list(weight.shape)} has no spatial axis"
+    # float16 holds what comes of a fit, but not what comes on the way there
+    own = np.result_type(weight, np.float32)
+    taken = weight.astype(own, copy=False)
+    added = None if bias is None else bias.astype(own, copy=False)
+    if node.op_type == "ConvTranspose":
+        conv = transposed_conv(node, taken, added, lambda: (shape(types(), node.input[0]) or ())[2:])
+        return conv if isinstance(conv, str) else (conv, weight.dtype)
     kernel_shape = tuple(attribute(node, "kernel_shape", weight.shape[2:]))
     if kernel_shape != weight.shape[2:]:
         return f"its kernel_shape {list(kernel_shape)} is not that of its weight {list(weight.shape)}"
@@ -237,8 +245,4 @@ def _conv(
             f"its auto_pad {auto_pad} with strides {list(strides)} depends on the size of {node.input[0]!r}, "
             "which is dynamic; fix the model's input shape"
         )
-    # float16 holds what comes of a fit, but not what comes on the way there
-    own = np.result_type(weight, np.float32)
-    taken = weight.astype(own, copy=False)
-    added = None if bias is None else bias.astype(own, copy=False)
     return Conv(taken, added, strides, pads, dilations, attribute(node, "group", 1)), weight.dtype

@@ -24,7 +24,7 @@ class SavedForm:
     Attributes:
         pass_name: The pass.
         rank: Its rank.
-        lowerings: How the stages of each branch are written; empty where every one is one Conv node.
+        lowerings: How the stages of each branch are written; empty where every one is one node.
         predicted_error: Relative L2 error of the site's output on the samples that it was fitted to.
         predicted_drift: Relative L2 drift of the model's outputs from this site alone.
         latency_ms: Measured alone, with what fuses behind it, where the plan was made.
@@ -49,6 +49,7 @@ class SavedSite:
         pads: All begins, then all ends.
         dilations: One a spatial axis.
         group: Its groups.
+        input_dilations: One a spatial axis: the strides of a ConvTranspose.
         weights_sha256: Of its weight and bias, a BatchNormalization folded in.
         form: What it becomes, or None where it stays as it is.
     """
@@ -59,6 +60,7 @@ class SavedSite:
     pads: Ints
     dilations: Ints
     group: int
+    input_dilations: Ints
     weights_sha256: str
     form: SavedForm | None
 
@@ -160,6 +162,7 @@ def _site(site: Site, taken: Candidate) -> SavedSite:
         conv.pads,
         conv.dilations,
         conv.group,
+        conv.input_dilations,
         fingerprint(conv),
         form,
     )

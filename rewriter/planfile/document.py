@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, get_args
 
-from rewriter.conv import Lowering, Lowerings
+from rewriter.conv import Ints, Lowering, Lowerings
 from rewriter.errors import PlanError
 from rewriter.planfile.content import SCHEMA_VERSION, SavedForm, SavedPlan, SavedSite
 from rewriter.planfile.fields import ANEW, Fields, shown
@@ -105,9 +105,16 @@ def _site(given: Fields) -> SavedSite:
         pads=given.counts("pads", 0),
         dilations=given.counts("dilations", 1),
         group=given.count("group", 1),
+        input_dilations=_input_dilations(given),
         weights_sha256=given.text("weights_sha256"),
         form=_form(given.object("form")) if "form" in given else None,
     )
+
+
+def _input_dilations(given: Fields) -> Ints:
+    """Ones where there are none: most convolutions are not transposed."""
+    name = "input_dilations"
+    return given.counts(name, 1) if name in given else (1,) * len(given.counts("strides", 1))
 
 
 def _form(given: Fields) -> SavedForm:
@@ -138,6 +145,7 @@ def _from_site(site: SavedSite) -> dict[str, object]:
         "pads": site.pads,
         "dilations": site.dilations,
         "group": site.group,
+        **({"input_dilations": site.input_dilations} if max(site.input_dilations) > 1 else {}),
         "weights_sha256": site.weights_sha256,
         "form": None if site.form is None else _from_form(site.form),
     }

@@ -99,6 +99,7 @@ def _other(saved: SavedSite, site: Site) -> str | None:
         ("strides", saved.strides, conv.strides),
         ("pads", saved.pads, conv.pads),
         ("dilations", saved.dilations, conv.dilations),
+        ("input dilations", saved.input_dilations, conv.input_dilations),
     ):
         if was != now:
             return f"{what} {list(was)}, the model has {list(now)}"
