@@ -26,7 +26,7 @@ _HELD = 0.25
 # fits of many a form.
 _REPAIRED = 2500
 # Of rewrites that may be needed again so much is kept.
-_KEPT_BYTES = 1 << 28
+_KEPT_BYTES = 1 << 27
 
 Prefix = tuple[tuple[Hashable, ...], ...]
 """The sites up to one, by name, with what they become."""
