@@ -24,6 +24,9 @@ from rewriter.verdict import Ending, Job
 from rewriter.version import version
 from rewriter.winograd import Winograd
 
+# What metadata say of a convolution that stays one, with other weights.
+_REFITTED = "refitted"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
@@ -104,9 +107,10 @@ def put_together(base: Model, trial: Trial) -> Model:
     earlier runs did stays: a convolution that is rewritten again has both forms, the first one first.
     """
     done = _done_before(base)
-    for each in trial.plan.rewritten:
-        form = _form(each)
-        done[each.site] = f"{done[each.site]}; {form}" if each.site in done else form
+    forms = {each.site: _form(each) for each in trial.plan.rewritten}
+    for site, _ in trial.rewrites:
+        form = forms.get(site.name, _REFITTED)
+        done[site.name] = f"{done[site.name]}; {form}" if site.name in done else form
     provenance = {"rewriter.sites": json.dumps(done, ensure_ascii=False, separators=(",", ":"))}
     if found := version():
         provenance["rewriter.version"] = found

@@ -13,7 +13,8 @@ from graphs import distance, model, random, run
 
 import rewriter
 from rewriter import graph, outcome, search, version
-from rewriter.plan import Plan
+from rewriter.conv import Cost, Rewrite
+from rewriter.plan import Candidate, Plan
 
 TILED = """agraph (float[batch,32,24,24] x) => (float[batch,32,24,24] y) {
     [stem] h = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w)
@@ -85,3 +86,12 @@ def test_metadata_that_are_not_ours_do_no_harm(rng: np.random.Generator) -> None
         found.metadata_props.add(key="rewriter.sites", value=value)
         kept = outcome.put_together(graph.load(found), search.Trial(Plan((), 0, 0, 0), (), 0))
         assert told(kept.proto) == {}
+
+
+def test_what_was_only_refitted_is_told(rng: np.random.Generator) -> None:
+    base = graph.load(residual.network(rng))
+    sites, _ = graph.find_sites(base)
+    rewrites = [(site, Rewrite(((site.conv.with_(weight=2 * site.conv.weight),),))) for site in sites[:2]]
+    form = Candidate(sites[0].name, "channel_svd", (8,), rewrites[0][1], Cost(), 0.0)
+    made = outcome.put_together(base, search.Trial(Plan((form,), 0.0, 0.0, 0.0), rewrites, 0.0))
+    assert told(made.proto) == {"stem": "channel_svd 8", "one": "refitted"}

@@ -145,7 +145,7 @@ def test_the_report_adds_up(network, samples):
     assert [site.node for site in report.sites] == ["stem", "one", "two", "down"]
     assert report.samples == {"fit": 36, "choose": 12, "final": 12}
     done = json.loads({each.key: each.value for each in found.model.metadata_props}["rewriter.sites"])
-    assert done == {
+    assert {node: form for node, form in done.items() if form != "refitted"} == {
         site.node: f"{site.became} {'x'.join(map(str, site.rank))}" for site in report.sites if site.became
     }
 
