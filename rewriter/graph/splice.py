@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import onnx
@@ -102,7 +102,7 @@ def _in_sizes(model: Model, rewrites: Sequence[tuple[Site, Rewrite]]) -> dict[st
 
 
 def _freed(
-    graph: onnx.GraphProto, replaced: Iterable[int], taken: Iterable[str]
+    graph: onnx.GraphProto, replaced: Collection[int], taken: Iterable[str]
 ) -> tuple[set[int], set[str]]:
     """What nobody needs once some nodes are gone: further nodes that only made constants, and the names.
 
@@ -112,9 +112,9 @@ def _freed(
     for name in taken:
         count[name] += 1
     makers = {name: index for index, node in enumerate(graph.node) for name in node.output}
-    dead: set[int] = set()
     gone: set[str] = set()
     queue = list(replaced)
+    seen = set(queue)
     while queue:
         node = graph.node[queue.pop()]
         gone.update(name for name in node.output if name)
@@ -125,10 +125,10 @@ def _freed(
             maker = makers.get(name)
             if maker is None:
                 gone.add(name)
-            elif maker not in dead and _pure(graph.node[maker]):
-                dead.add(maker)
+            elif maker not in seen and _pure(graph.node[maker]):
+                seen.add(maker)
                 queue.append(maker)
-    return dead, gone
+    return seen.difference(replaced), gone
 
 
 def _pure(node: onnx.NodeProto) -> bool:
