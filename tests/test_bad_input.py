@@ -159,7 +159,7 @@ def test_outputs(run, output, words):
     ("args", "status", "words"),
     [
         (["--report", "missing/report.md"], 1, ["no folder 'missing'", "create it first"]),
-        (["--report", "report.txt"], 2, ["report 'report.txt' has the suffix .txt", "known are .json, .md"]),
+        (["--report", "report.txt"], 2, ["report 'report.txt' has the suffix .txt", ".html, .json, .md"]),
         (["--max-drift", "top1_drop=1"], 1, ["top1_drop needs integer labels", "budget rel_l2 instead"]),
         (
             ["--max-drift", "my.py:f=1"],

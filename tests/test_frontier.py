@@ -118,10 +118,10 @@ def trace(monkeypatch):
             return plan
 
         def drifts(model):
-            return (Drift("rel_l2", None, 0.9 / model.bytes(), 0.0, 1.0, 20, 0),)
+            return (Drift("rel_l2", None, 0.9 / model.source, 0.0, 1.0, 20, 0),)
 
         job = Job(
-            SimpleNamespace(bytes=lambda: 6.0), SimpleNamespace(drifts=drifts), {}, None, 1.02, Limits(), 0,
+            SimpleNamespace(source=6.0), SimpleNamespace(drifts=drifts), {}, None, 1.02, Limits(), 0,
             lambda *each: told.append(each),
         )  # fmt: skip
         # the same plan by other candidates
@@ -135,7 +135,7 @@ def trace(monkeypatch):
             trials,
             ending,
             build,
-            lambda trial: SimpleNamespace(bytes=lambda: trial.rewrites.latency_ms),
+            lambda trial: SimpleNamespace(source=trial.rewrites.latency_ms),
         )
         return points, warnings, built, told
 

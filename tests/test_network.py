@@ -55,17 +55,19 @@ class Spliced:
     """What is timed of a model with rewrites in it."""
 
     def __init__(self, rewrites):
-        self.bytes = lambda: rewrites
+        self.source = rewrites
 
 
 class Weighty:
-    """A model of some bytes."""
+    """A model of some bytes of weights."""
 
     def __init__(self, size):
         self.size = size
 
-    def bytes(self):
-        return b"x" * self.size
+
+@pytest.fixture(autouse=True)
+def _weighed(monkeypatch):
+    monkeypatch.setattr(network.graph, "weight_bytes", lambda model: model.size)
 
 
 def milliseconds(offers):

@@ -112,7 +112,7 @@ def split(proto: onnx.ModelProto, location: str | None = None, at_least: int = S
 
 def serialize(model: Model) -> Serialized:
     """The model for a session: in one piece, or in parts where one file cannot hold it."""
-    whole = model.source or in_one(model.proto)
+    whole = in_one(model.proto) if model.source is None else model.source
     return split(model.proto) if whole is None else whole
 
 
