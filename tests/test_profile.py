@@ -21,7 +21,7 @@ def measured(model, rng):
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
     found = runtime.profiled
-    monkeypatch.setattr(runtime, "profiled", lambda *given: found(*given, seconds=0.01))
+    monkeypatch.setattr(runtime, "profiled", lambda *given, **_: found(*given, seconds=0.01))
 
 
 def test_fused_layers(rng):

@@ -53,13 +53,13 @@ def judged(monkeypatch):
 
         def assemble(each):
             looked.append(each)
-            return SimpleNamespace(measured=each.rewrites, bytes=lambda: each.rewrites)
+            return SimpleNamespace(measured=each.rewrites, source=each.rewrites)
 
         def retreat(drift, most_bytes, under_ms):
             asked.append((drift, most_bytes))
             return left.pop(0) if left else None
 
-        original = SimpleNamespace(bytes=lambda: None)
+        original = SimpleNamespace(source="")
         judge = SimpleNamespace(verdicts=verdicts)
         job = Job(original, judge, {}, None, 1.02, limits or Limits(), 0, lambda *_: None)
         otherwise = options.pop("otherwise", None)

@@ -61,7 +61,7 @@ def test_trained_models(cases, monkeypatch, tmp_path, name, passes, samples, tri
     before, after = graph.load(case.model), graph.load(out)
     assert (after.inputs, after.outputs) == (before.inputs, before.outputs)
     assert not after.pinned
-    assert bool(result.report.steps) == bool(before.pinned)
+    assert any("graph inputs" in step for step in result.report.steps) == bool(before.pinned)
     assert [value.SerializeToString() for value in after.proto.graph.output] == [
         value.SerializeToString() for value in before.proto.graph.output
     ]
