@@ -165,8 +165,8 @@ def patches(conv: Conv, batch: Array, positions: npt.NDArray[np.intp]) -> Array:
     axes = len(conv.kernel_shape)
     out_size = conv.out_size(batch.shape[2:])
     sample, *place = np.unravel_index(positions, (len(batch), *out_size))
-    if max(conv.input_dilations) > 1:
-        return _by_group(conv, _between_zeros(conv, batch, sample, place))
+    if _dilated(conv):
+        return _by_group(conv, _between_zeros(conv, batch, sample, place, _all_taps(conv)))
     pads = [(0, 0), (0, 0), *zip(conv.pads[:axes], conv.pads[axes:], strict=True)]
     padded = np.pad(batch, pads) if any(conv.pads) else batch
     steps = padded.strides[2:]
@@ -186,29 +186,59 @@ def patches(conv: Conv, batch: Array, positions: npt.NDArray[np.intp]) -> Array:
 
 def _by_group(conv: Conv, seen: Array) -> Array:
     """What is seen `[P, C, *kernel]` as `[G, P, K]`, never float16."""
-    seen = seen.reshape(len(seen), conv.group, -1).swapaxes(0, 1)
+    seen = seen.reshape(len(seen), conv.group, seen[0].size // conv.group).swapaxes(0, 1)
     return np.ascontiguousarray(seen, np.result_type(seen, np.float32))
 
 
+def _all_taps(conv: Conv) -> list[npt.NDArray[np.intp]]:
+    return [np.arange(taps) for taps in conv.kernel_shape]
+
+
 def _between_zeros(
-    conv: Conv, batch: Array, sample: npt.NDArray[np.intp], place: Sequence[npt.NDArray[np.intp]]
+    conv: Conv,
+    batch: Array,
+    sample: npt.NDArray[np.intp],
+    place: Sequence[npt.NDArray[np.intp]],
+    taps: Sequence[npt.NDArray[np.intp]],
 ) -> Array:
-    """What the kernel sees at P places of a dilated input, `[P, C, *kernel]`; only here there are zeros."""
-    axes = len(conv.kernel_shape)
-    shape = [
-        (-1, *(taps if axis == other else 1 for other in range(axes)))
-        for axis, taps in enumerate(conv.kernel_shape)
-    ]
+    """What some taps of the kernel see at P places of a dilated input, `[P, C, *taps]`."""
+    axes = len(taps)
     inside: Any = True
     indices = []
-    for axis, taps in enumerate(conv.kernel_shape):
-        at = place[axis][:, None] + np.arange(taps) * conv.dilations[axis] - conv.pads[axis]
-        index, off = np.divmod(at.reshape(shape[axis]), conv.input_dilations[axis])
+    for axis, own in enumerate(taps):
+        shape = (len(sample), *(len(own) if axis == other else 1 for other in range(axes)))
+        at = place[axis][:, None] + own * conv.dilations[axis] - conv.pads[axis]
+        index, off = np.divmod(at.reshape(shape), conv.input_dilations[axis])
         inside = inside & (off == 0) & (index >= 0) & (index < batch.shape[2 + axis])
         indices.append(index.clip(0, batch.shape[2 + axis] - 1))
     where: tuple[Any, ...] = (sample.reshape(-1, *(1,) * axes), slice(None), *indices)
     # the channels come last
     return np.moveaxis(batch[where] * inside[..., None], -1, 1)
+
+
+def _phases(
+    conv: Conv, batch: Array, positions: npt.NDArray[np.intp]
+) -> Iterator[tuple[npt.NDArray[np.intp], Array, npt.NDArray[np.intp]]]:
+    """Positions of a dilated input by what their taps meet: which, their patches there, and the columns.
+
+    At each phase of the output the same taps meet samples and all others zeros; no tap does so at two.
+    """
+    sample, *place = np.unravel_index(positions, (len(batch), *conv.out_size(batch.shape[2:])))
+    steps = conv.input_dilations
+    phases = np.ravel_multi_index([at % step for at, step in zip(place, steps, strict=True)], steps)
+    numbered = np.arange(conv.matrix.shape[2]).reshape(conv.weight.shape[1:])
+    for phase in np.unique(phases):
+        (which,) = np.nonzero(phases == phase)
+        residues = np.unravel_index(phase, steps)
+        taps = [
+            own[(first + own * dilation - pad) % step == 0]
+            for own, first, dilation, pad, step in zip(
+                _all_taps(conv), residues, conv.dilations, conv.pads[: len(steps)], steps, strict=True
+            )
+        ]
+        columns = numbered[np.ix_(np.arange(len(numbered)), *taps)].reshape(-1)
+        seen = _between_zeros(conv, batch, sample[which], [at[which] for at in place], taps)
+        yield which, _by_group(conv, seen), columns
 
 
 def rows(output: Array, positions: npt.NDArray[np.intp]) -> Array:
@@ -271,14 +301,20 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
     count = 0
     blocks = _blocks(conv, inputs, wanted, positions)
     first = next(blocks)
-    pivot, wanted_pivot = (part.mean(1, keepdims=True) for part in first)
-    for patch, output in itertools.chain([first], blocks):
-        x, y = patch - pivot, output - wanted_pivot
-        for g in range(group):
+    wanted_pivot = first[1].mean(1, keepdims=True)
+    # the zeros of a dilated input stay what they are
+    pivot = np.zeros((group, 1, size), np.float32) if _dilated(conv) else first[0].mean(1, keepdims=True)
+    for patch, output, columns in itertools.chain([first], blocks):
+        x, y = patch - pivot[..., columns], output - wanted_pivot
+        for g in range(group if x.size else 0):
             # the lower triangle of x[g]ᵀ x[g]: half the work of the product
-            second[g] += scipy.linalg.blas.ssyrk(1.0, x[g].T, lower=1)
-            cross[g] += y[g].T @ x[g]
-        total += x.sum(1, dtype=np.float64)
+            product = scipy.linalg.blas.ssyrk(1.0, x[g].T, lower=1)
+            if isinstance(columns, slice):
+                second[g] += product
+            else:
+                second[g][np.ix_(columns, columns)] += product
+            cross[g][:, columns] += y[g].T @ x[g]
+        total[:, columns] += x.sum(1, dtype=np.float64)
         wanted_total += y.sum(1, dtype=np.float64)
         count += x.shape[1]
     mean, wanted_mean = total / count, wanted_total / count
@@ -293,15 +329,26 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
     )
 
 
+def _dilated(conv: Conv) -> bool:
+    return max(conv.input_dilations) > 1
+
+
 def _blocks(
     conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, positions: Positions
-) -> Iterator[tuple[Array, Array]]:
-    """Blocks of patches `[G, P, K]` and of the outputs wanted for them `[G, P, M/G]`, if any."""
+) -> Iterator[tuple[Array, Array, slice | npt.NDArray[np.intp]]]:
+    """Blocks of patches `[G, P, k]`, the outputs wanted for them `[G, P, M/G]`, if any, and the k columns.
+
+    All columns but where a dilated input leaves most of them at zero.
+    """
     for index, (batch, chosen) in enumerate(zip(inputs, positions, strict=True)):
         for start in range(0, len(chosen), _BLOCK):
             part = chosen[start : start + _BLOCK]
-            x = patches(conv, batch, part)
             if wanted is None:
-                yield x, np.zeros((conv.group, len(part), 0), np.float32)
+                y = np.zeros((conv.group, len(part), 0), np.float32)
             else:
-                yield x, rows(wanted[index], part).reshape(len(part), conv.group, -1).swapaxes(0, 1)
+                y = rows(wanted[index], part).reshape(len(part), conv.group, -1).swapaxes(0, 1)
+            if _dilated(conv):
+                for which, x, columns in _phases(conv, batch, part):
+                    yield x, y[:, which], columns
+            else:
+                yield patches(conv, batch, part), y, slice(None)

@@ -134,6 +134,28 @@ def test_what_the_kernel_sees_is_the_input_between_zeros(rng, key):
     assert np.array_equal(calibration.patches(conv, x, places), calibration.patches(plain, spread, places))
 
 
+@keys
+def test_moments_are_those_of_all_that_the_kernel_sees(rng, key):
+    """Phase by phase, without the products of zeros, they come to the same."""
+    conv = graphs.site(_model(key), "up").conv
+    size = (5, 6, 4)[: len(conv.kernel_shape)]
+    inputs = [graphs.random(rng, 2, CHANNELS, *size) + 1 for _ in range(2)]
+    wanted = [graphs.random(rng, 2, conv.out_channels, *conv.out_size(size)) for _ in range(2)]
+    positions = calibration.draw(conv, [each.shape for each in inputs], 0)
+    found = calibration.joint(conv, inputs, wanted, positions)
+    x = np.concatenate(
+        [calibration.patches(conv, each, at) for each, at in zip(inputs, positions, strict=True)], axis=1
+    ).astype(np.float64)
+    y = np.concatenate([calibration.rows(each, at) for each, at in zip(wanted, positions, strict=True)])
+    y = y.reshape(len(y), conv.group, -1).swapaxes(0, 1).astype(np.float64)
+    assert found.input.count == x.shape[1]
+    np.testing.assert_allclose(found.input.mean, x.mean(1), atol=1e-6)
+    np.testing.assert_allclose(found.mean, y.mean(1).reshape(-1), atol=1e-6)
+    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
+    np.testing.assert_allclose(found.input.covariance, x.swapaxes(1, 2) @ x / x.shape[1], atol=1e-5)
+    np.testing.assert_allclose(found.cross, y.swapaxes(1, 2) @ x / x.shape[1], atol=1e-5)
+
+
 def test_cost_is_that_of_the_products():
     weight = np.ones((6, 4, 4, 4), np.float32)
     conv = Conv(weight, pads=(2,) * 4, input_dilations=(2, 2))
