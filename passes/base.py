@@ -13,6 +13,9 @@ Rank = Ints
 # A rewrite with more multiply-adds than this share of the original's cannot pay.
 WORTHWHILE = 0.95
 
+DEPTHWISE = "it is depthwise: each channel has a kernel of its own and there is nothing to share"
+"""Why nothing of low rank can be made of a convolution."""
+
 
 class Pass(Protocol):
     """A pure function from a convolution to its rewrites at several ranks.
@@ -61,3 +64,8 @@ def finished(conv: Conv, branches: Iterable[Branch], metric: Metric) -> Rewrite:
     ]
     rewrite = Rewrite(tuple(cast))
     return rewrite.with_bias(free_bias(conv, rewrite.dense(conv), metric.input).astype(dtype))
+
+
+def no_cheaper(conv: Conv) -> str:
+    """Why a convolution of which even rank 1 would be as dear is refused."""
+    return f"the weight {conv.weight.shape} in {conv.group} groups has no cheaper factors"

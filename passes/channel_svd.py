@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from passes import stages
-from passes.base import WORTHWHILE, Rank, finished
+from passes.base import DEPTHWISE, WORTHWHILE, Rank, finished, no_cheaper
 from rewriter import factor
 from rewriter.conv import Conv, Grid, Rewrite
 from rewriter.metric import Metric
@@ -32,14 +32,14 @@ class ChannelSVD:
     def refuse(self, conv: Conv) -> str | None:
         """A depthwise convolution, or one that even rank 1 makes no cheaper."""
         if conv.depthwise:
-            return "it is depthwise: each channel has a kernel of its own and there is nothing to share"
+            return DEPTHWISE
         if _limit(conv) <= 1.0:
-            return f"the weight {conv.weight.shape} in {conv.group} groups has no cheaper factors"
+            return no_cheaper(conv)
         return None
 
     def ranks(self, conv: Conv, grid: Grid) -> Sequence[Rank]:
         """Ranks on the grid, below the full rank and below the break-even in multiply-adds."""
-        return [(rank,) for rank in grid.ranks(int(np.ceil(_limit(conv))))]
+        return [(rank,) for rank in grid.ranks(_limit(conv))]
 
     def rewrites(self, conv: Conv, ranks: Sequence[Rank], metric: Metric) -> Iterator[Rewrite]:
         """The optimum at each rank."""

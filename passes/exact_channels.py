@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from passes import stages, support
-from passes.base import WORTHWHILE, Rank, finished
+from passes.base import DEPTHWISE, WORTHWHILE, Rank, finished
 from rewriter.conv import Array, Branch, Conv, Grid, Rewrite
 from rewriter.factor import exact
 from rewriter.factor.exact import Level
@@ -41,7 +41,7 @@ class ExactChannels:
     def refuse(self, conv: Conv) -> str | None:
         """A kernel without any rank that makes it cheaper."""
         if conv.depthwise:
-            return "it is depthwise: each channel has a kernel of its own and there is nothing to share"
+            return DEPTHWISE
         if not self.ranks(conv, Grid()):
             return (
                 "its filters are independent: no unfolding of its channels has a rank that makes it cheaper"

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from passes.base import WORTHWHILE, Rank, finished
+from passes.base import DEPTHWISE, WORTHWHILE, Rank, finished, no_cheaper
 from rewriter.conv import Conv, Grid, Ints, Rewrite
 from rewriter.factor.stack import small_then_small
 from rewriter.metric import Metric
@@ -40,7 +40,7 @@ class Stacked:
     def refuse(self, conv: Conv) -> str | None:
         """A depthwise kernel, one of at most 3 taps along every axis, or one that rank 1 makes no cheaper."""
         if conv.depthwise:
-            return "it is depthwise: each channel has a kernel of its own and there is nothing to share"
+            return DEPTHWISE
         if max(conv.input_dilations) > 1:
             return (
                 f"it is transposed with strides {conv.input_dilations}; its taps are those of several phases"
@@ -50,12 +50,12 @@ class Stacked:
                 f"the kernel {conv.kernel_shape} has at most {SHORT} taps along an axis: two are no cheaper"
             )
         if _limit(conv) <= 1.0:
-            return f"the weight {conv.weight.shape} in {conv.group} groups has no cheaper factors"
+            return no_cheaper(conv)
         return None
 
     def ranks(self, conv: Conv, grid: Grid) -> Sequence[Rank]:
         """Ranks on the grid, below the break-even in multiply-adds."""
-        return [(rank,) for rank in grid.ranks(int(np.ceil(_limit(conv))), MOST)]
+        return [(rank,) for rank in grid.ranks(_limit(conv), MOST)]
 
     def rewrites(self, conv: Conv, ranks: Sequence[Rank], metric: Metric) -> Iterator[Rewrite]:
         """The best fit found at each rank."""

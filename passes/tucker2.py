@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from passes import stages
-from passes.base import WORTHWHILE, Rank, finished
+from passes.base import DEPTHWISE, WORTHWHILE, Rank, finished, no_cheaper
 from rewriter import factor
 from rewriter.conv import Conv, Grid, Rewrite
 from rewriter.metric import Metric
@@ -43,13 +43,13 @@ class Tucker2:
     def refuse(self, conv: Conv) -> str | None:
         """A depthwise or pointwise convolution, or one that rank (1, 1) makes no cheaper."""
         if conv.depthwise:
-            return "it is depthwise: each channel has a kernel of its own and there is nothing to share"
+            return DEPTHWISE
         if conv.taps == 1:
             return "it is pointwise: a core between two pointwise stages would add to it"
         if min(conv.weight.shape[1], conv.out_channels // conv.group) < 2:
             return f"the weight {conv.weight.shape} in {conv.group} groups has one channel to a group"
         if _share(conv, (1, 1)) > WORTHWHILE:
-            return f"the weight {conv.weight.shape} in {conv.group} groups has no cheaper factors"
+            return no_cheaper(conv)
         return None
 
     def ranks(self, conv: Conv, grid: Grid) -> Sequence[Rank]:

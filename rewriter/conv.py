@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -460,10 +460,10 @@ class Grid:
 
     block: int = 8
 
-    def ranks(self, limit: int, most: int = 8) -> Sequence[int]:
+    def ranks(self, limit: float, most: int = 8) -> Sequence[int]:
         """At most `most` multiples of the block below `limit`; half blocks where few of them fit."""
         step = self.block if limit > 2 * self.block else max(self.block // 2, 1)
-        multiples = np.arange(step, limit, step)
+        multiples = np.arange(step, ceil(limit), step)
         if len(multiples) > most:
             wanted = np.geomspace(multiples[0], multiples[-1], most)
             nearest = [int(np.abs(multiples - value).argmin()) for value in wanted]
