@@ -110,9 +110,9 @@ def apply(
     wanted.check([original.path, *original.data, Path(plan), calibration, evaluation])
     unpinned = graph.unpin(original)
     planned = {site.node for site in saved.sites}
-    found, _ = prepare.choose_sites(unpinned, ())
-    base = graph.fold_front(unpinned, [site for site in found if site.name in planned])
-    sites, refusals = prepare.choose_sites(base, ())
+    found = prepare.choose_sites(unpinned, ())
+    base = graph.fold_front(unpinned, [site for site in found[0] if site.name in planned])
+    sites, refusals = found if base is unpinned else prepare.choose_sites(base, ())
     passes = prepare.named_passes(None)
     matched = planfile.match(saved, sites, refusals, passes, f"plan '{os.fspath(plan)}'", original.label)
     samples = parts(unpinned, given, shapes, seed)

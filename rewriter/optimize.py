@@ -145,8 +145,9 @@ def optimize(
     wanted = Wanted(output, save_plan, reports, storage)
     wanted.check([original.path, *original.data, calibration, evaluation])
     unpinned = graph.unpin(original)
-    base = graph.fold_front(unpinned, prepare.choose_sites(unpinned, exclude)[0])
-    sites, refusals = prepare.choose_sites(base, exclude)
+    found = prepare.choose_sites(unpinned, exclude)
+    base = graph.fold_front(unpinned, found[0])
+    sites, refusals = found if base is unpinned else prepare.choose_sites(base, exclude)
     halves = any(site.dtype == np.float16 for site in sites)
     rounded = HALF_MAX_DRIFT if halves else EXACT_MAX_DRIFT
     default = rounded if exact else {} if by_macs else DEFAULT_MAX_DRIFT

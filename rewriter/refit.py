@@ -214,8 +214,13 @@ def _retarget(
 
 def _with_mean(conv: Conv, matrix: Array, fit: Joint) -> Conv:
     """A convolution with another kernel whose mean output is the wanted one."""
-    bias = fit.mean - np.einsum("gmk,gk->gm", matrix, fit.input.mean).reshape(-1)
-    return conv.with_(weight=matrix.reshape(conv.weight.shape), bias=bias)
+    return conv.with_(weight=matrix.reshape(conv.weight.shape), bias=_lacking_mean(matrix, fit))
+
+
+def _lacking_mean(matrix: Array, joint: Joint) -> Array:
+    """What the mean output of a kernel lacks of the wanted one, `[M]`."""
+    mean: Array = joint.mean - np.einsum("gmk,gk->gm", matrix, joint.input.mean).reshape(-1)
+    return mean
 
 
 def _held_error(matrix: Array, fit: Joint, hold: Joint) -> float:
@@ -223,8 +228,7 @@ def _held_error(matrix: Array, fit: Joint, hold: Joint) -> float:
 
     The bias is the one that `_with_mean` gives.
     """
-    offset = fit.mean - np.einsum("gmk,gk->gm", matrix, fit.input.mean).reshape(-1)
-    return _error(matrix, offset, hold)
+    return _error(matrix, _lacking_mean(matrix, fit), hold)
 
 
 def _untouched_error(conv: Conv, hold: Joint) -> float:
@@ -234,5 +238,4 @@ def _untouched_error(conv: Conv, hold: Joint) -> float:
 
 def _error(matrix: Array, bias: Array, hold: Joint) -> float:
     spread = np.sum((matrix @ hold.input.covariance) * matrix) - 2 * np.sum(matrix * hold.cross)
-    offset = hold.mean - bias - np.einsum("gmk,gk->gm", matrix, hold.input.mean).reshape(-1)
-    return float(spread + np.sum(offset**2))
+    return float(spread + np.sum((_lacking_mean(matrix, hold) - bias) ** 2))

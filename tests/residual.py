@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from graphs import parse, random
+from graphs import only, parse, random, run
+
+from rewriter import calibration, graph
+from rewriter.calibration import Walk
+from rewriter.runtime import Target
 
 TEXT = """
 agraph (float[N,8,12,12] x) => (float[N,5] y) {
@@ -47,3 +51,20 @@ def images(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def batches(rng: np.random.Generator, count: int = 4, size: int = 4) -> list[dict[str, np.ndarray]]:
     return [{"x": images(rng, size)} for _ in range(count)]
+
+
+def at_sites(model, batches, sites):
+    """The inputs of each site in the model as it is, one array a batch."""
+    walk = Walk(model, sites, batches, Target(threads=1))
+    found = []
+    for site in sites:
+        found.append(walk.inputs())
+        walk.provide(calibration.apply(only(site.conv), found[-1], Target(threads=1)))
+    return found
+
+
+def drift(before, after, batches, tensor=None):
+    """Relative L2 drift of the outputs, or of another tensor, over all batches."""
+    data = [graph.with_outputs(each, [tensor]) if tensor else each.bytes() for each in (before, after)]
+    old, new = (np.concatenate([run(each, batch)[tensor or "y"] for batch in batches]) for each in data)
+    return np.linalg.norm(new - old) / np.linalg.norm(old)

@@ -2,13 +2,12 @@ import graphs
 import numpy as np
 import pytest
 import residual
+from residual import at_sites
 
 import passes
 from passes.channel_svd import ChannelSVD
 from rewriter import calibration, fitting, graph
-from rewriter.calibration import Walk
-from rewriter.conv import Conv, Cost, Grid, Rewrite
-from rewriter.plan import Candidate
+from rewriter.conv import Conv, Grid, Rewrite
 from rewriter.runtime import Target
 
 TARGET = Target(threads=1)
@@ -34,35 +33,6 @@ def batches(rng):
 def survey(model, sites, batches, catalogue=passes.PASSES, seed=0):
     sizes = {site.name: (12, 12) for site in sites}
     return fitting.survey(model, sites, sizes, catalogue, GRID, batches, {}, seed, TARGET, silent)
-
-
-def chosen(model, **ranks):
-    """Sites by name with candidates of the channel SVD at a rank; refitting needs no more of them."""
-    skeleton = Rewrite(((Conv(np.zeros((1, 1, 1, 1), np.float32)),),))
-    return [
-        (site, Candidate(site.name, SVD.name, (ranks[site.name],), skeleton, Cost(), 0.0))
-        for site in graph.find_sites(model)[0]
-        if site.name in ranks
-    ]
-
-
-def at_sites(model, batches, sites):
-    """The inputs of each site in the model as it is, one array a batch."""
-    walk = Walk(model, sites, batches, TARGET)
-    found = []
-    for site in sites:
-        found.append(walk.inputs())
-        walk.provide(calibration.apply(graphs.only(site.conv), found[-1], TARGET))
-    return found
-
-
-def drift(before, after, batches, tensor=None):
-    """Relative L2 drift of the outputs, or of another tensor, over all batches."""
-    data = [graph.with_outputs(each, [tensor]) if tensor else each.bytes() for each in (before, after)]
-    old, new = (
-        np.concatenate([graphs.run(each, batch)[tensor or "y"] for batch in batches]) for each in data
-    )
-    return np.linalg.norm(new - old) / np.linalg.norm(old)
 
 
 class Recorder:

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 import residual
 from graphs import run
+from residual import at_sites, drift
 
 from passes.channel_svd import ChannelSVD
 from passes.split_groups import SplitGroups
 from rewriter import calibration, graph, refit
-from rewriter.calibration import Walk
 from rewriter.conv import Conv, Cost, Rewrite
 from rewriter.metric import Metric
 from rewriter.plan import Candidate
@@ -107,25 +107,6 @@ def test_structure_is_refitted_as_it_is(rng):
         for data in (found.bytes(), graph.splice(found, rewrites).bytes())
     )
     assert np.allclose(wanted.mean((0, 2, 3)), got.mean((0, 2, 3)), atol=1e-3 * np.abs(wanted).max())
-
-
-def at_sites(model, batches, sites):
-    """The inputs of each site in the model as it is, one array a batch."""
-    walk = Walk(model, sites, batches, TARGET)
-    found = []
-    for site in sites:
-        found.append(walk.inputs())
-        walk.provide(calibration.apply(graphs.only(site.conv), found[-1], TARGET))
-    return found
-
-
-def drift(before, after, batches, tensor=None):
-    """Relative L2 drift of the outputs, or of another tensor, over all batches."""
-    data = [graph.with_outputs(each, [tensor]) if tensor else each.bytes() for each in (before, after)]
-    old, new = (
-        np.concatenate([graphs.run(each, batch)[tensor or "y"] for batch in batches]) for each in data
-    )
-    return np.linalg.norm(new - old) / np.linalg.norm(old)
 
 
 def test_full_rank_gives_the_original_back(model, batches):

@@ -31,16 +31,19 @@ def fold_norm(conv: Conv, norm: onnx.NodeProto, output: str, analysis: Analysis,
     """
     if norm.op_type != "BatchNormalization" or norm.domain not in ONNX_DOMAINS or norm.input[0] != output:
         return None
-    arrays = _parameters(norm, conv.out_channels, analysis, opset)
-    return None if arrays is None else _fold(conv, *arrays, epsilon=attribute(norm, "epsilon", 1e-5))
+    found = factor_and_term(norm, conv.out_channels, analysis, opset)
+    return None if found is None else scaled(conv, *found)
 
 
 def factor_and_term(
     norm: onnx.NodeProto, channels: int, analysis: Analysis, opset: int
 ) -> tuple[Array, Array] | None:
     """What a BatchNormalization of so many channels multiplies each with and then adds, `[C]`, or None."""
-    arrays = _parameters(norm, channels, analysis, opset)
-    if arrays is None:
+    if not norm.output or _training(norm, opset) or not attribute(norm, "spatial", 1):
+        return None
+    parameters = [analysis.constant(name) for name in norm.input[1:5]]
+    arrays = [np.asarray(array, np.float64) for array in parameters if array is not None]
+    if len(arrays) != 4 or any(array.shape != (channels,) for array in arrays):
         return None
     scale, shift, mean, variance = arrays
     variance = variance + attribute(norm, "epsilon", 1e-5)
@@ -48,19 +51,6 @@ def factor_and_term(
         return None
     factor = scale / np.sqrt(variance)
     return factor, shift - mean * factor
-
-
-def _parameters(
-    norm: onnx.NodeProto, channels: int, analysis: Analysis, opset: int
-) -> tuple[Array, Array, Array, Array] | None:
-    """Its scale, shift, mean and variance, `[C]`, or None where they are not constant."""
-    if not norm.output or _training(norm, opset) or not attribute(norm, "spatial", 1):
-        return None
-    parameters = [analysis.constant(name) for name in norm.input[1:5]]
-    arrays = [np.asarray(array, np.float64) for array in parameters if array is not None]
-    if len(arrays) != 4 or any(array.shape != (channels,) for array in arrays):
-        return None
-    return arrays[0], arrays[1], arrays[2], arrays[3]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,12 +97,3 @@ def _training(norm: onnx.NodeProto, opset: int) -> bool:
     if opset < 7:
         return not attribute(norm, "is_test", 0)
     return any(norm.output[1:])
-
-
-def _fold(
-    conv: Conv, scale: Array, shift: Array, mean: Array, variance: Array, *, epsilon: float
-) -> Conv | None:
-    if not np.all(variance + epsilon > 0):
-        return None
-    factor = scale / np.sqrt(variance + epsilon)
-    return scaled(conv, factor, shift - mean * factor)

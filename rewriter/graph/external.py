@@ -112,8 +112,13 @@ def split(proto: onnx.ModelProto, location: str | None = None, at_least: int = S
 
 def serialize(model: Model) -> Serialized:
     """The model for a session: in one piece, or in parts where one file cannot hold it."""
-    whole = in_one(model.proto) if model.source is None else model.source
-    return split(model.proto) if whole is None else whole
+    data = whole(model)
+    return split(model.proto) if data is None else data
+
+
+def whole(model: Model) -> bytes | None:
+    """The serialised model in one piece, the file's own bytes where nothing was edited; None if too large."""
+    return in_one(model.proto) if model.source is None else model.source
 
 
 def weight_bytes(model: Model) -> int:

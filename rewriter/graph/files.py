@@ -16,7 +16,7 @@ import onnx
 
 from rewriter.errors import ModelError
 from rewriter.files import Content, PathLike, check_output, write
-from rewriter.graph.external import SIZE_THRESHOLD, in_one, is_external, read_data, split
+from rewriter.graph.external import SIZE_THRESHOLD, is_external, read_data, split, whole
 from rewriter.graph.model import Model
 from rewriter.graph.scope import names, tensors
 from rewriter.graph.soundness import check_sound
@@ -98,8 +98,11 @@ def save(
     check_output(os.path.realpath(path))
     target = Path(os.path.realpath(path))
     storage = storage or Storage()
-    whole = None if storage.external else model.source or in_one(model.proto)
-    parts = Parts(whole, {}) if whole is not None else split(model.proto, target.name, storage.threshold)
+    data_in_one = None if storage.external else whole(model)
+    if data_in_one is None:
+        parts = split(model.proto, target.name, storage.threshold)
+    else:
+        parts = Parts(data_in_one, {})
     data: dict[PathLike, Content] = {target.parent / name: pieces() for name, pieces in parts.data.items()}
     write({**data, **(others or {}), path: parts.model})
     for old in target.parent.glob(f"{glob.escape(target.name)}.*.data"):

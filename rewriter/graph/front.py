@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from rewriter.conv import Array, Conv, Rewrite
@@ -22,6 +21,7 @@ from rewriter.graph.analysis import Analysis
 from rewriter.graph.attributes import ONNX_DOMAINS, attribute
 from rewriter.graph.batchnorm import factor_and_term
 from rewriter.graph.model import Model
+from rewriter.graph.scaling import by_channel, factor_and_shift
 from rewriter.graph.sites import Site
 from rewriter.graph.splice import splice
 from rewriter.graph.types import Types, infer_types, shape
@@ -88,33 +88,19 @@ def _step(
         return None
     slot = 0 if values[0] is None else 1
     sizes = shape(types(), node.input[slot])
-    constant = _of_channels(values[1 - slot], conv.weight.ndim, channels)
+    other = values[1 - slot]
+    if other is None or other.dtype != np.float32:
+        return None
+    constant = by_channel(other, conv.weight.ndim, channels)
     # whatever a constant stretches would be another tensor without it
     if constant is None or sizes is None or len(sizes) != conv.weight.ndim or sizes[1] != channels:
         return None
-    one, none = np.ones(channels), np.zeros(channels)
-    with np.errstate(divide="ignore"):
-        kinds = {
-            ("Add", 0): (one, constant),
-            ("Add", 1): (one, constant),
-            ("Mul", 0): (constant, none),
-            ("Mul", 1): (constant, none),
-            ("Sub", 0): (one, -constant),
-            ("Sub", 1): (-one, constant),
-            ("Div", 0): (1 / constant, none),
-        }
-    found = kinds.get((node.op_type, slot))
-    return None if found is None else _Step(node.input[slot], *found)
-
-
-def _of_channels(value: npt.NDArray[Any] | None, rank: int, channels: int) -> Array | None:
-    """A float32 constant as `[C]`, where it is one value for each channel or one for all."""
-    if value is None or value.dtype != np.float32 or value.ndim > rank:
+    if (scaling := factor_and_shift(node.op_type, slot, constant)) is None:
         return None
-    full = value.reshape((1,) * (rank - value.ndim) + value.shape)
-    if full.size != full.shape[1] or full.size not in (1, channels):
-        return None
-    return np.broadcast_to(full.reshape(-1).astype(np.float64), channels)
+    factor, term = scaling
+    return _Step(
+        node.input[slot], np.broadcast_to(factor, channels), np.zeros(channels) if term is None else term
+    )
 
 
 def _scaled(conv: Conv, factor: Array, term: Array) -> Conv | None:

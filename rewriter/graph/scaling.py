@@ -36,16 +36,31 @@ def fold_scaling(
         return None
     slot = list(node.input).index(output)
     value = analysis.constant(node.input[1 - slot])
-    constant = None if value is None else _by_channel(value, conv)
-    if constant is None:
-        return None
-    if node.op_type == "Add":
-        return scaled(conv, 1.0, constant)
-    if node.op_type == "Sub":
-        return scaled(conv, 1.0, -constant) if slot == 0 else scaled(conv, -1.0, constant)
-    if node.op_type == "Mul":
-        return scaled(conv, constant)
-    return scaled(conv, 1 / constant) if slot == 0 and constant.all() else None
+    constant = None if value is None else by_channel(value, conv.weight.ndim, conv.out_channels)
+    found = None if constant is None else factor_and_shift(node.op_type, slot, constant)
+    return None if found is None else scaled(conv, *found)
+
+
+def factor_and_shift(op_type: str, slot: int, constant: Array) -> tuple[Array | float, Array | None] | None:
+    """What an operator on a tensor and a constant `[C]` multiplies the tensor with and then adds.
+
+    Args:
+        op_type: Add, Sub, Mul or Div; None comes of any other.
+        slot: Which of its inputs the tensor is.
+        constant: The other input.
+    """
+    match op_type, slot:
+        case "Add", _:
+            return 1.0, constant
+        case "Sub", 0:
+            return 1.0, -constant
+        case "Sub", _:
+            return -1.0, constant
+        case "Mul", _:
+            return constant, None
+        case "Div", 0 if constant.all():
+            return 1 / constant, None
+    return None
 
 
 def scaled(conv: Conv, factor: Array | float, shift: Array | None = None) -> Conv | None:
@@ -66,10 +81,9 @@ def scaled(conv: Conv, factor: Array | float, shift: Array | None = None) -> Con
     return conv.with_(weight=weight, bias=bias)
 
 
-def _by_channel(value: npt.NDArray[np.generic], conv: Conv) -> Array | None:
-    """A constant as `[M]`; None where it differs from place to place or makes the output larger."""
-    axes = conv.weight.ndim
+def by_channel(value: npt.NDArray[np.generic], axes: int, channels: int) -> Array | None:
+    """A constant as `[C]` for a tensor of so many axes; None where it differs by place or makes it larger."""
     shape = (1,) * (axes - value.ndim) + value.shape
-    if len(shape) != axes or value.size not in (1, conv.out_channels) or value.size != shape[1]:
+    if len(shape) != axes or value.size not in (1, channels) or value.size != shape[1]:
         return None
-    return np.broadcast_to(np.asarray(value, np.float64).reshape(-1), conv.out_channels)
+    return np.broadcast_to(np.asarray(value, np.float64).reshape(-1), channels)

@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime with pinned options, and what this machine and its build offer.
+"""Sessions of ONNX Runtime with pinned options.
 
 Everything that is timed or compared runs through `Session`, so both sides of a comparison get the same
 options: the target's threads, one operator at a time, every graph optimisation (as users deploy; at lower
