@@ -12,6 +12,7 @@
     constants   values of nodes on constants alone     scaling    factors and constants behind a convolution
     external    weights in files beside the model  soundness  what a node must have
     front       what a convolution behind it takes in
+    slopes      PRelu as a Mul and a Max
 
 What is not rewritten comes out as it came, byte for byte.
 """
@@ -33,6 +34,7 @@ from rewriter.graph.nodes import Node, computing, flow, named
 from rewriter.graph.probes import block_probe, probe, read_block, rewrite_model
 from rewriter.graph.segments import Segment, segments
 from rewriter.graph.sites import Site, find_sites
+from rewriter.graph.slopes import Sloped, as_maxima, find_sloped, slope_probes
 from rewriter.graph.splice import splice
 from rewriter.graph.tape import Constants, Step, Tape, recorder, tape
 from rewriter.graph.tensors import read_tensor
@@ -50,11 +52,13 @@ __all__ = [
     "Norm",
     "Segment",
     "Site",
+    "Sloped",
     "Source",
     "Step",
     "Storage",
     "Tape",
     "Window",
+    "as_maxima",
     "block_probe",
     "check_output",
     "common_interface",
@@ -62,6 +66,7 @@ __all__ = [
     "describe",
     "find_norms",
     "find_sites",
+    "find_sloped",
     "fingerprint",
     "flow",
     "fold",
@@ -77,6 +82,7 @@ __all__ = [
     "save",
     "segments",
     "serialize",
+    "slope_probes",
     "splice",
     "tape",
     "unpin",
