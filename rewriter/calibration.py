@@ -218,27 +218,45 @@ def _between_zeros(
 
 def _phases(
     conv: Conv, batch: Array, positions: npt.NDArray[np.intp]
-) -> Iterator[tuple[npt.NDArray[np.intp], Array, npt.NDArray[np.intp]]]:
-    """Positions of a dilated input by what their taps meet: which, their patches there, and the columns.
+) -> Iterator[tuple[npt.NDArray[np.intp], Array, int]]:
+    """Positions of a dilated input by phases of the output: which, what is seen there, and the phase.
 
-    At each phase of the output the same taps meet samples and all others zeros; no tap does so at two.
+    At each phase the same taps meet samples and all others zeros, which are left out.
     """
     sample, *place = np.unravel_index(positions, (len(batch), *conv.out_size(batch.shape[2:])))
     steps = conv.input_dilations
     phases = np.ravel_multi_index([at % step for at, step in zip(place, steps, strict=True)], steps)
-    numbered = np.arange(conv.matrix.shape[2]).reshape(conv.weight.shape[1:])
     for phase in np.unique(phases):
         (which,) = np.nonzero(phases == phase)
-        residues = np.unravel_index(phase, steps)
-        taps = [
-            own[(first + own * dilation - pad) % step == 0]
-            for own, first, dilation, pad, step in zip(
-                _all_taps(conv), residues, conv.dilations, conv.pads[: len(steps)], steps, strict=True
-            )
-        ]
-        columns = numbered[np.ix_(np.arange(len(numbered)), *taps)].reshape(-1)
-        seen = _between_zeros(conv, batch, sample[which], [at[which] for at in place], taps)
-        yield which, _by_group(conv, seen), columns
+        seen = _between_zeros(
+            conv, batch, sample[which], [at[which] for at in place], _taps_met(conv, int(phase))
+        )
+        yield which, _by_group(conv, seen), int(phase)
+
+
+def phase_columns(conv: Conv) -> list[npt.NDArray[np.intp]]:
+    """Which values of a patch meet samples of a dilated input, not the zeros between, at each phase.
+
+    Together they are all values, none of them twice.
+    """
+    numbered = np.arange(conv.matrix.shape[2]).reshape(conv.weight.shape[1:])
+    channels = np.arange(len(numbered))
+    return [
+        numbered[np.ix_(channels, *_taps_met(conv, phase))].reshape(-1)
+        for phase in range(prod(conv.input_dilations))
+    ]
+
+
+def _taps_met(conv: Conv, phase: int) -> list[npt.NDArray[np.intp]]:
+    """The taps along each axis that meet samples of a dilated input at a phase of the output."""
+    steps = conv.input_dilations
+    residues = np.unravel_index(phase, steps)
+    return [
+        own[(first + own * dilation - pad) % step == 0]
+        for own, first, dilation, pad, step in zip(
+            _all_taps(conv), residues, conv.dilations, conv.pads[: len(steps)], steps, strict=True
+        )
+    ]
 
 
 def rows(output: Array, positions: npt.NDArray[np.intp]) -> Array:
@@ -295,7 +313,9 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
     """
     group, _, size = conv.matrix.shape
     channels = 0 if wanted is None else conv.matrix.shape[1]
-    second = np.zeros((group, size, size))
+    # products of values that are never both samples are zero, and not held
+    parts = phase_columns(conv) if _dilated(conv) else [np.arange(size)]
+    second = [np.zeros((group, len(columns), len(columns))) for columns in parts]
     cross = np.zeros((group, channels, size))
     total, wanted_total = np.zeros((group, size)), np.zeros((group, channels))
     count = 0
@@ -304,29 +324,43 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
     wanted_pivot = first[1].mean(1, keepdims=True)
     # the zeros of a dilated input stay what they are
     pivot = np.zeros((group, 1, size), np.float32) if _dilated(conv) else first[0].mean(1, keepdims=True)
-    for patch, output, columns in itertools.chain([first], blocks):
+    for patch, output, phase in itertools.chain([first], blocks):
+        columns = parts[phase]
         x, y = patch - pivot[..., columns], output - wanted_pivot
         for g in range(group if x.size else 0):
             # the lower triangle of x[g]ᵀ x[g]: half the work of the product
-            product = scipy.linalg.blas.ssyrk(1.0, x[g].T, lower=1)
-            if isinstance(columns, slice):
-                second[g] += product
-            else:
-                second[g][np.ix_(columns, columns)] += product
+            second[phase][g] += scipy.linalg.blas.ssyrk(1.0, x[g].T, lower=1)
             cross[g][:, columns] += y[g].T @ x[g]
         total[:, columns] += x.sum(1, dtype=np.float64)
         wanted_total += y.sum(1, dtype=np.float64)
         count += x.shape[1]
     mean, wanted_mean = total / count, wanted_total / count
     for g in range(group):
-        second[g] += np.tril(second[g], -1).T
-        second[g] /= count
-        second[g] -= np.outer(mean[g], mean[g])
         cross[g] /= count
         cross[g] -= np.outer(wanted_mean[g], mean[g])
+    covariance = _covariance(second, parts, mean, count)
     return Joint(
-        Moments(second, mean + pivot[:, 0], count), cross, (wanted_mean + wanted_pivot[:, 0]).reshape(-1)
+        Moments(covariance, mean + pivot[:, 0], count), cross, (wanted_mean + wanted_pivot[:, 0]).reshape(-1)
     )
+
+
+def _covariance(
+    second: Sequence[Array], parts: Sequence[npt.NDArray[np.intp]], mean: Array, count: int
+) -> Array:
+    """`[G, K, K]` from sums of products, the lower triangles of blocks on some columns each, in place."""
+    group, size = mean.shape
+    for block, g in itertools.product(second, range(group)):
+        block[g] += np.tril(block[g], -1).T
+        block[g] /= count
+    if len(second) == 1:
+        covariance = second[0]
+    else:
+        covariance = np.zeros((group, size, size))
+        for block, columns in zip(second, parts, strict=True):
+            covariance[:, columns[:, None], columns] = block
+    for g in range(group):
+        covariance[g] -= np.outer(mean[g], mean[g])
+    return covariance
 
 
 def _dilated(conv: Conv) -> bool:
@@ -335,10 +369,10 @@ def _dilated(conv: Conv) -> bool:
 
 def _blocks(
     conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, positions: Positions
-) -> Iterator[tuple[Array, Array, slice | npt.NDArray[np.intp]]]:
-    """Blocks of patches `[G, P, k]`, the outputs wanted for them `[G, P, M/G]`, if any, and the k columns.
+) -> Iterator[tuple[Array, Array, int]]:
+    """Blocks of patches `[G, P, k]`, the outputs wanted for them `[G, P, M/G]`, if any, and their phase.
 
-    All columns but where a dilated input leaves most of them at zero.
+    They have all values but where a dilated input leaves most of them at zero.
     """
     for index, (batch, chosen) in enumerate(zip(inputs, positions, strict=True)):
         for start in range(0, len(chosen), _BLOCK):
@@ -348,7 +382,7 @@ def _blocks(
             else:
                 y = rows(wanted[index], part).reshape(len(part), conv.group, -1).swapaxes(0, 1)
             if _dilated(conv):
-                for which, x, columns in _phases(conv, batch, part):
-                    yield x, y[:, which], columns
+                for which, x, phase in _phases(conv, batch, part):
+                    yield x, y[:, which], phase
             else:
-                yield patches(conv, batch, part), y, slice(None)
+                yield patches(conv, batch, part), y, 0

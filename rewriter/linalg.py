@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,8 +88,23 @@ def triangular_square(matrix: Array, lower: Array) -> float:
 
 def ridge_solve(matrix: Array, right: Array, ridge: float) -> Array:
     """(matrix + ridge·I)⁻¹ right for a symmetric positive semidefinite matrix `[n, n]` and right `[n, m]`."""
-    lower = cholesky(ridged(matrix) + ridge * np.eye(len(matrix)))
+    lower = cholesky(matrix + ridge * np.eye(len(matrix)))
     return scipy.linalg.cho_solve((lower, True), right, check_finite=False)
+
+
+def ridge_solve_apart(
+    matrix: Array, mean: Array, right: Array, ridge: float, parts: Sequence[npt.NDArray[np.intp]]
+) -> Array:
+    """The same where matrix + mean·meanᵀ, mean `[n]`, is zero between some parts of its rows, part by part.
+
+    What the mean takes away is made up for after Sherman and Morrison (1950).
+    """
+    apart, along = np.empty_like(right), np.empty_like(mean)
+    for rows in parts:
+        block = matrix[np.ix_(rows, rows)] + np.outer(mean[rows], mean[rows])
+        solved = ridge_solve(block, np.column_stack([right[rows], mean[rows]]), ridge)
+        apart[rows], along[rows] = solved[:, :-1], solved[:, -1]
+    return apart + np.outer(along, mean @ apart) / (1.0 - mean @ along)
 
 
 def orthonormal(matrix: Array) -> tuple[Array, Array]:

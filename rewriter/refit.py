@@ -194,18 +194,19 @@ def _retarget(
     if held == 0:
         return _Target(_with_mean(conv, conv.matrix, fit), fit)
     hold = calibration.joint(conv, inputs[:held], wanted[:held], positions[:held])
-    best = np.asarray(conv.matrix, np.float64)
+    best: Array = np.asarray(conv.matrix, np.float64)
     least = _held_error(best, fit, hold)
     lacking = fit.cross - best @ fit.input.covariance
     scale = np.trace(fit.input.covariance, axis1=1, axis2=2) / fit.input.covariance.shape[1]
+    parts = calibration.phase_columns(conv)
     for ridge in ridges:
-        step = np.stack(
-            [
-                linalg.ridge_solve(c, d.T, ridge * s).T
-                for c, d, s in zip(fit.input.covariance, lacking, scale, strict=True)
-            ]
-        )
-        trial = conv.matrix + step
+        steps = [
+            linalg.ridge_solve_apart(c, mean, d.T, ridge * s, parts).T
+            if len(parts) > 1
+            else linalg.ridge_solve(c, d.T, ridge * s).T
+            for c, mean, d, s in zip(fit.input.covariance, fit.input.mean, lacking, scale, strict=True)
+        ]
+        trial = conv.matrix + np.stack(steps)
         error = _held_error(trial, fit, hold)
         if error < least:
             best, least = trial, error

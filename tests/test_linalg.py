@@ -65,8 +65,19 @@ def test_cholesky_of_an_indefinite_matrix_raises_the_ridge(rng):
 def test_ridge_solve_is_the_regularised_solution(rng):
     matrix, right = _positive(rng, 6), rng.standard_normal((6, 2))
     expected = np.linalg.solve(matrix + 0.1 * np.eye(6), right)
-    # The ridge that every matrix gets.
-    assert np.allclose(linalg.ridge_solve(matrix, right, 0.1), expected, rtol=1e-6)
+    assert np.allclose(linalg.ridge_solve(matrix, right, 0.1), expected, rtol=1e-12)
+
+
+def test_ridge_solve_apart_is_the_same_for_a_covariance_of_parts_that_never_meet(rng):
+    parts = [np.array([0, 3, 5]), np.array([1, 2]), np.array([4])]
+    samples = np.zeros((60, 6))
+    for start, columns in enumerate(parts):
+        samples[start::3, columns] = 1.0 + rng.standard_normal((20, len(columns)))
+    mean = samples.mean(0)
+    matrix = samples.T @ samples / len(samples) - np.outer(mean, mean)
+    right = rng.standard_normal((6, 2))
+    expected = linalg.ridge_solve(matrix, right, 1e-3)
+    assert np.allclose(linalg.ridge_solve_apart(matrix, mean, right, 1e-3, parts), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("shape", [(7, 3), (4, 4)])
