@@ -5,6 +5,7 @@ Outputs have the batch as their first axis, `[n, ...]`; the values of n samples 
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -237,15 +238,32 @@ def relative(error: Floats, energy: Floats) -> Floats:
 
 def resampled(sums: Floats, seed: int, *, largest: bool = False) -> Floats:
     """Returns bootstrap averages over samples, `[..., n]` -> `[..., resamples]`, one draw for all rows."""
-    rng = np.random.default_rng(seed)
     count = sums.shape[-1]
-    chunk = max(min(_RESAMPLES, _CHUNK // (count * max(sums.size // count, 1))), 1)
+    rows = max(sums.size // count, 1) if largest else 1
+    chunk = max(min(_RESAMPLES, _CHUNK // (count * rows)), 1)
     result = np.empty((*sums.shape[:-1], _RESAMPLES))
     for start in range(0, _RESAMPLES, chunk):
         size = min(chunk, _RESAMPLES - start)
-        drawn = sums[..., rng.integers(count, size=(size, count))]
-        result[..., start : start + size] = drawn.max(axis=-1) if largest else drawn.mean(axis=-1)
+        if largest:
+            part = sums[..., _draws(count, size, seed, start)].max(axis=-1)
+        else:
+            part = sums @ _shares(count, size, seed, start).T
+        result[..., start : start + size] = part
     return result
+
+
+def _draws(count: int, size: int, seed: int, start: int) -> NDArray[np.int64]:
+    """The samples of some resamples, `[size, count]`."""
+    return np.random.default_rng((seed, start)).integers(count, size=(size, count))
+
+
+@lru_cache(maxsize=1)
+def _shares(count: int, size: int, seed: int, start: int) -> Floats:
+    """The share of each sample in the same resamples, `[size, count]`; every measure wants them again."""
+    cells = _draws(count, size, seed, start) + count * np.arange(size)[:, None]
+    times = np.bincount(cells.reshape(-1), minlength=size * count)
+    shares: Floats = times.reshape(size, count) / count
+    return shares
 
 
 def proportion(values: Floats) -> tuple[float, float]:
