@@ -99,7 +99,7 @@ def compare(
     samples, remarks = _samples(both, given, shapes or {}, seed)
     feeds = prepare.deployed_feeds(both, samples, batch, shapes or {})
     for model in (first, second):
-        Session(partial(graph.serialize, model), target, model.label).run(feeds)
+        Session(partial(graph.loadable, model), target, model.label).run(feeds)
 
     progress("measuring drift", 0, 0)
     choosing = samples if strict else samples.subset([0])  # nothing is chosen; strictness looks at both

@@ -142,7 +142,7 @@ def _first(run: Iterator[Outputs], most_bytes: int) -> list[Outputs]:
 
 def _run(model: Model, batches: Sequence[Batch], names: Sequence[str], target: Target) -> Iterator[Outputs]:
     """A model's outputs, batch by batch; its session lives no longer than this is iterated over."""
-    session = Session(partial(graph.serialize, model), target)
+    session = Session(partial(graph.loadable, model), target)
     for feeds, _ in batches:
         yield list(session.run(feeds, names).values())
 

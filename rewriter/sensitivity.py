@@ -39,7 +39,7 @@ def sensitivities(
     work = sum(as_it_is.cost.work for each in surveys for as_it_is in each.candidates[:1])
     cuts = all(spec.fixed_batch is None for spec in model.inputs)
     batches = list(_first(batches, round(_WORK / max(work * (len(probed) + 1), 1.0)), cuts))
-    session = Session(partial(graph.serialize, model), target)
+    session = Session(partial(graph.loadable, model), target)
     reference = [list(session.run(batch).values()) for batch in batches]
     del session  # it holds the weights of the whole model
     walk = Walk(model, [each.site for each in probed], batches, target)

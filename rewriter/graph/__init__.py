@@ -21,7 +21,7 @@ from rewriter.files import check_output
 from rewriter.graph.batchnorm import Norm, find_norms
 from rewriter.graph.describe import describe
 from rewriter.graph.emit import whole_of
-from rewriter.graph.external import SIZE_THRESHOLD, serialize, weight_bytes
+from rewriter.graph.external import SIZE_THRESHOLD, loadable, serialize, weight_bytes
 from rewriter.graph.files import Source, Storage, load, save
 from rewriter.graph.fingerprint import fingerprint
 from rewriter.graph.fold import fold
@@ -73,6 +73,7 @@ __all__ = [
     "fold_front",
     "inventory",
     "load",
+    "loadable",
     "named",
     "probe",
     "read_block",

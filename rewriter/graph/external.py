@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Final
+from typing import Any, Final
 
 import onnx
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from rewriter.errors import ModelError
 from rewriter.graph.model import Model
@@ -29,6 +30,8 @@ SIZE_THRESHOLD: Final = 1024
 # Tensors of this size on begin where any system can map them into memory.
 _MAPPED: Final = 1 << 20
 _PAGE: Final = 1 << 16
+# From so many bytes of weights on a copy of them is worth avoiding.
+_MUCH: Final = 1 << 27
 _BITS: Final = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
 
 
@@ -96,11 +99,8 @@ def split(proto: onnx.ModelProto, location: str | None = None, at_least: int = S
         for chunk in data():
             digest.update(chunk)
         name = f"{location}.{digest.hexdigest()[:16]}.data"
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    lean = (tensor for tensor in _initializers(copy) if len(tensor.raw_data) >= at_least)
+    copy, lean = _lean(proto, at_least)
     for tensor, (start, size) in zip(lean, places, strict=True):
-        tensor.ClearField("raw_data")
         tensor.data_location = onnx.TensorProto.EXTERNAL
         for key, value in (("location", name), ("offset", start), ("length", size)):
             tensor.external_data.add(key=key, value=str(value))
@@ -111,9 +111,17 @@ def split(proto: onnx.ModelProto, location: str | None = None, at_least: int = S
 
 
 def serialize(model: Model) -> Serialized:
-    """The model for a session: in one piece, or in parts where one file cannot hold it."""
+    """The model as it is deployed: in one piece, or in parts where one file cannot hold it."""
     data = whole(model)
     return split(model.proto) if data is None else data
+
+
+def loadable(model: Model) -> Serialized:
+    """The model for a session in this process: in parts where the weights in one piece would take much more.
+
+    ONNX Runtime maps the weights of a file of their own into memory, of others it makes copies.
+    """
+    return serialize(model) if weight_bytes(model) < _MUCH else split(model.proto)
 
 
 def whole(model: Model) -> bytes | None:
@@ -210,6 +218,42 @@ def _read(path: Path, place: _Place, what: str) -> bytes:
         raise ModelError(
             f"cannot read the data file '{path}' of {what}: {error.strerror or error}"
         ) from error
+
+
+def _lean(proto: onnx.ModelProto, at_least: int) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """A copy of a model without the raw data of initializers of so many bytes, and these initializers.
+
+    Field by field, so that the data, which are most of a model, are never copied; as a whole where a message
+    has fields of a later version of ONNX, which only so are kept.
+    """
+    copy = onnx.ModelProto()
+    graph = proto.graph
+    if any(len(UnknownFieldSet(message)) for message in (proto, graph, *graph.initializer)):
+        copy.CopyFrom(proto)
+    else:
+        _copy_fields(proto, copy, without="graph")
+        _copy_fields(graph, copy.graph, without="initializer")
+        for tensor in graph.initializer:
+            large = len(tensor.raw_data) >= at_least
+            _copy_fields(tensor, copy.graph.initializer.add(), without="raw_data" if large else "")
+    lean = []
+    for tensor, original in zip(_initializers(copy), _initializers(proto), strict=True):
+        if len(original.raw_data) >= at_least:
+            tensor.ClearField("raw_data")
+            lean.append(tensor)
+    return copy, lean
+
+
+def _copy_fields(message: Any, copy: Any, without: str) -> None:
+    for field, value in message.ListFields():
+        if field.name == without:
+            continue
+        if hasattr(value, "extend"):
+            getattr(copy, field.name).extend(value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(copy, field.name).CopyFrom(value)
+        else:
+            setattr(copy, field.name, value)
 
 
 def _initializers(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
