@@ -109,12 +109,13 @@ def apply(
     wanted = Wanted(output, reports=reports, storage=storage)
     wanted.check([original.path, *original.data, Path(plan), calibration, evaluation])
     unpinned = graph.unpin(original)
-    planned = {site.node for site in saved.sites}
-    found = prepare.choose_sites(unpinned, ())
-    base = graph.fold_front(unpinned, [site for site in found[0] if site.name in planned])
-    sites, refusals = found if base is unpinned else prepare.choose_sites(base, ())
+    planned = {site.node: site.weight_shape for site in saved.sites}
+    ground = prepare.exact_steps(unpinned, (), saved.block, planned)
+    base, sites = ground.model, ground.sites
     passes = prepare.named_passes(None)
-    matched = planfile.match(saved, sites, refusals, passes, f"plan '{os.fspath(plan)}'", original.label)
+    matched = planfile.match(
+        saved, sites, ground.refusals, passes, f"plan '{os.fspath(plan)}'", original.label
+    )
     samples = parts(unpinned, given, shapes, seed)
     feeds = prepare.deployed_feeds(original, samples.fit, batch, shapes)
     judge = Judge(
@@ -173,7 +174,8 @@ def apply(
         job,
         base,
         applied_reports(sites, in_shapes, made, ending.accepted is not None),
-        refusals=refusals,
+        before=prepare.total_cost(ground.whole, {name: shape[2:] for name, shape in in_shapes.items()}),
+        refusals=ground.refusals,
         ending=ending,
         remarks=(*remarks, *_doubts(ending)),
         notes=samples.notes,

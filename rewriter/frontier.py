@@ -33,6 +33,7 @@ def trace(
     ending: Ending,
     build: Callable[[Plan], Rewrites],
     assemble: Callable[[Trial], Model],
+    macs: int,
 ) -> tuple[tuple[Point, ...], tuple[str, ...]]:
     """The points of the trade-off by growing predicted drift, and what to say where time ran out.
 
@@ -43,6 +44,7 @@ def trace(
         ending: What was made of them.
         build: Refits a plan.
         assemble: Puts a trial's model together.
+        macs: The multiply-adds of the original's sites.
     """
     chosen = ending.accepted if ending.accepted is not None and ending.accepted.plan.rewritten else None
     # the search may have corrected latencies; here all plans are predicted alike
@@ -65,7 +67,7 @@ def trace(
         model = assemble(trial)
         is_chosen = chosen is not None and plan.forms == chosen.plan.forms
         timing = ending.latency if is_chosen else None
-        points.append((plan, _point(job, sites, plan, model, timing)))
+        points.append((plan, _point(job, plan, model, timing, macs)))
         job.progress("tracing the trade-off", len(points), len(plans))
     found = tuple(point for plan, point in sorted(points, key=lambda each: (each[0].drift, -each[0].macs)))
     if len(found) == len(plans):
@@ -73,9 +75,7 @@ def trace(
     return found, (f"the trade-off has {len(found)} of {len(plans)} points: its {_BEGUN_S:g} s were over",)
 
 
-def _point(
-    job: Job, sites: Sequence[Sequence[Candidate]], plan: Plan, model: Model, timing: Latency | None
-) -> Point:
+def _point(job: Job, plan: Plan, model: Model, timing: Latency | None, macs: int) -> Point:
     """A plan as measured; `timing` is that of the chosen one, which was compared already."""
     found = timing or latency.compare(
         partial(graph.serialize, job.original),
@@ -87,7 +87,7 @@ def _point(
     )
     return Point(
         sites=len(plan.rewritten),
-        macs_ratio=plan.macs / total_macs(sites),
+        macs_ratio=plan.macs / macs,
         predicted_drift=float(np.sqrt(plan.drift)),
         drift=job.judge.drifts(model),
         predicted_ms=plan.latency_ms if job.macs is None else None,

@@ -1,11 +1,11 @@
 """`inspect`: a trained model in; its layers with their costs, and which passes have a form for each, out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import passes as catalogue
 from rewriter import fitting, graph, prepare, runtime
 from rewriter.conv import Grid, Ints, Refusal
-from rewriter.graph import Layer, Model
+from rewriter.graph import Layer, Site
 from rewriter.profile import inventory as layers_of
 from rewriter.profile import profile as profiled
 from rewriter.report import Inspection, LayerReport
@@ -44,14 +44,17 @@ def inspect(
     feeds = prepare.plain_feeds(original, batch, shapes or {})
     inputs = {name: array.shape for name, array in feeds.items()}
     fixed, inventory = layers_of(original, feeds)
-    forms = _forms(original, target)
+    unpinned = graph.unpin(original)
+    sites, barred = graph.find_sites(unpinned)
+    forms = _forms(sites, barred, target)
+    dead = graph.dead_channels(unpinned, sites)
     times = profiled(fixed, inventory.layers, feeds, target) if profile else None
     layers = []
     for layer in inventory.layers:
         passes, refusals = forms.get(layer.name, ((), (_no_conv(layer),)))
         ms = None if times is None else times.layers.get(layer.output)
         share = ms / times.total_ms if times is not None and ms is not None and times.total_ms else None
-        layers.append(LayerReport(layer, ms, share, passes, refusals))
+        layers.append(LayerReport(layer, ms, share, passes, refusals, *dead.get(layer.name, (0, 0))))
     return Inspection(
         model=original.label.strip("'"),
         layers=tuple(layers),
@@ -75,9 +78,10 @@ def inspect(
     )
 
 
-def _forms(model: Model, target: Target) -> dict[str, tuple[tuple[str, ...], tuple[Refusal, ...]]]:
+def _forms(
+    sites: Sequence[Site], barred: Sequence[Refusal], target: Target
+) -> dict[str, tuple[tuple[str, ...], tuple[Refusal, ...]]]:
     """The passes that have a form for each convolution, and why the others have not, by its name."""
-    sites, barred = graph.find_sites(graph.unpin(model))
     grid = Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)))
     found: dict[str, tuple[tuple[str, ...], tuple[Refusal, ...]]] = {
         refusal.node: ((), (refusal,)) for refusal in barred

@@ -10,7 +10,7 @@ import numpy as np
 
 from rewriter.errors import OptionError
 from rewriter.fitting import Survey
-from rewriter.plan import Candidate, Plan, choose_by_macs, least_macs, total_macs, undominated
+from rewriter.plan import Candidate, Plan, choose_by_macs, least_macs, undominated
 from rewriter.progress import Progress
 from rewriter.search import Rewrites, Round, Trial
 
@@ -55,9 +55,8 @@ def offers(surveys: Sequence[Survey]) -> list[list[Candidate]]:
     ]
 
 
-def shortfall(sites: Sequence[Sequence[Candidate]], ratio: float) -> str | None:
-    """Why no choice of the candidates keeps to a share of the multiply-adds, or None where one does."""
-    total = total_macs(sites)
+def shortfall(sites: Sequence[Sequence[Candidate]], ratio: float, total: int) -> str | None:
+    """Why no choice of the candidates keeps to a share of so many multiply-adds, or None where one does."""
     least = least_macs(sites) / total if total else 1.0
     if least <= ratio:
         return None
@@ -69,31 +68,31 @@ def shortfall(sites: Sequence[Sequence[Candidate]], ratio: float) -> str | None:
 
 def search(
     sites: Sequence[Sequence[Candidate]],
-    ratio: float,
+    most_macs: float,
     build: Callable[[Plan], Rewrites],
     usage: Callable[[Rewrites], float],
     progress: Progress,
     *,
     gated: bool,
 ) -> tuple[list[Trial], list[Round]]:
-    """The trial of least measured drift within a share of the multiply-adds, and the record of every round.
+    """The trial of least measured drift within so many multiply-adds, and the record of every round.
 
     Args:
         sites: Candidates with predicted drift, the site as it is first.
-        ratio: What the multiply-adds of all sites may come to, as a share of what they were.
+        most_macs: What the multiply-adds of all sites may come to.
         build: Refits a plan.
         usage: Measures it in the network on the choosing samples; less is better.
         progress: Told after every round.
         gated: Whether there are budgets of which that is a share.
 
     Returns:
-        One trial, or none where no choice keeps to the share.
+        One trial, or none where no choice keeps to that.
     """
     trials: dict[tuple[Candidate, ...], Trial] = {}
     rounds = []
     for done, power in enumerate(_POWERS):
-        plan = choose_by_macs(sites, ratio * total_macs(sites), power)
-        if plan is not None and plan.rewritten and plan.chosen not in trials:
+        plan = choose_by_macs(sites, most_macs, power)
+        if plan is not None and plan.chosen not in trials:
             rewrites = build(plan)
             trial = trials[plan.chosen] = Trial(plan, rewrites, usage(rewrites))
             fits = not gated or trial.usage <= 1.0

@@ -17,7 +17,7 @@ from rewriter.judge import Judge
 from rewriter.limits import Limits
 from rewriter.outcome import Result, Wanted, put_together, result, told
 from rewriter.parts import Given, Preprocessing, parts
-from rewriter.plan import Plan, choose, total_macs
+from rewriter.plan import Plan, choose
 from rewriter.progress import Progress, logged
 from rewriter.report import site_reports
 from rewriter.runtime import Target
@@ -145,9 +145,9 @@ def optimize(
     wanted = Wanted(output, save_plan, reports, storage)
     wanted.check([original.path, *original.data, calibration, evaluation])
     unpinned = graph.unpin(original)
-    found = prepare.choose_sites(unpinned, exclude)
-    base = graph.fold_front(unpinned, found[0])
-    sites, refusals = found if base is unpinned else prepare.choose_sites(base, exclude)
+    grid = Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)))
+    ground = prepare.exact_steps(unpinned, exclude, grid.block)
+    base, sites = ground.model, ground.sites
     halves = any(site.dtype == np.float16 for site in sites)
     rounded = HALF_MAX_DRIFT if halves else EXACT_MAX_DRIFT
     default = rounded if exact else {} if by_macs else DEFAULT_MAX_DRIFT
@@ -165,7 +165,7 @@ def optimize(
     calm = Target(spinning=False)
     in_shapes, live_bytes = prepare.scout(base, sites, feeds, calm)
     sizes = {name: shape[2:] for name, shape in in_shapes.items()}
-    grid = Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)))
+    before = prepare.total_cost(ground.whole, sizes)
     fitted = draws = 0
     if exact:
         surveys = fitting.exact_survey(sites, sizes, chosen_passes, grid)
@@ -225,8 +225,10 @@ def optimize(
 
     assemble = partial(put_together, base)
     if max_macs is not None:
-        job = replace(job, macs=total_macs(offers))
-        trials, rounds = macs.search(offers, max_macs, build, usage, progress, gated=bool(budgets))
+        job = replace(job, macs=before.macs)
+        trials, rounds = macs.search(
+            offers, max_macs * before.macs, build, usage, progress, gated=bool(budgets)
+        )
     else:
         # the upper end of an interval leaves room enough
         attempts = search.Attempts(build, usage, progress, 1.0 if strict else search.MARGIN)
@@ -244,10 +246,12 @@ def optimize(
         plan = choose(offers, limit, most_bytes)
         return Trial(plan, build(plan), 0.0) if plan.rewritten and plan.latency_ms < under_ms else None
 
-    otherwise = None if max_macs is None else macs.shortfall(offers, max_macs)
+    otherwise = None if max_macs is None else macs.shortfall(offers, max_macs, before.macs)
     ending = final_word(job, trials, retreat, fallback, assemble, otherwise)
     taken = None if ending.accepted is None else ending.accepted.plan
-    points, cut_short = trace(job, offers, trials, ending, build, assemble) if frontier else ((), ())
+    points, cut_short = (
+        trace(job, offers, trials, ending, build, assemble, before.macs) if frontier else ((), ())
+    )
     plan_text = None
     if taken is None and save_plan is not None:
         remarks += ("no plan was saved: there is no rewritten model to make again",)
@@ -304,8 +308,9 @@ def optimize(
         job,
         base,
         site_reports(surveys, timed, in_shapes, taken, checked, by_macs=by_macs),
+        before=before,
         refusals=(
-            *refusals,
+            *ground.refusals,
             *(refusal for each in surveys for refusal in each.refusals),
             *(refusal for each in checked or () for refusal in each.refusals),
         ),

@@ -145,6 +145,7 @@ def told(
     base: Model,
     sites: tuple[SiteReport, ...],
     *,
+    before: Cost,
     refusals: tuple[Refusal, ...],
     ending: Ending,
     samples: Mapping[str, int],
@@ -162,7 +163,8 @@ def told(
     Args:
         job: What was asked for.
         base: The original with its exact steps done.
-        sites: What every site was and became.
+        sites: What every site of the base was and became.
+        before: What all sites of the original cost.
         refusals: Why nodes stay as they are.
         ending: The final word.
         samples: How many samples were for what.
@@ -195,8 +197,8 @@ def told(
         sites=sites,
         refusals=refusals,
         steps=steps if improved else (),
-        before=sum((site.before for site in sites), Cost()),
-        after=sum((site.after for site in sites), Cost()),
+        before=before,
+        after=sum((site.after for site in sites), Cost()) if improved else before,
         gates=ending.gates,
         drift=ending.drift,
         latency=ending.latency,
@@ -228,9 +230,11 @@ def _steps(original: Model, base: Model) -> tuple[str, ...]:
     """What was done to a model before any rewrite."""
     freed = len(original.pinned) - len(base.pinned)
     folded = graph.computing(original) - graph.computing(base)
+    dead = graph.removed_channels(original, base)
     return (
         *((f"{freed} weights are no longer graph inputs",) if freed else ()),
         *((f"{plural(folded, 'node')} folded into the convolutions beside",) if folded else ()),
+        *((f"{plural(dead, 'dead channel')} removed from convolutions",) if dead else ()),
     )
 
 

@@ -132,6 +132,58 @@ def choose_sites(model: Model, exclude: Sequence[str]) -> tuple[tuple[Site, ...]
     return tuple(site for site in sites if site.name not in exclude), (*refusals, *excluded)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Base:
+    """A model with what needs no rewrite done to it: what stands in front of convolutions, and dead channels.
+
+    Attributes:
+        model: The model.
+        sites: Its convolutions that may be rewritten.
+        refusals: Of the others.
+        whole: The sites as they were with their dead channels.
+    """
+
+    model: Model
+    sites: tuple[Site, ...]
+    refusals: tuple[Refusal, ...]
+    whole: tuple[Site, ...]
+
+
+def exact_steps(
+    model: Model, exclude: Sequence[str], block: int, planned: Mapping[str, Ints] | None = None
+) -> Base:
+    """Folds what stands in front of convolutions into them, and removes their dead channels.
+
+    Neither costs time: what is folded is not computed, and channels go in blocks, which are what kernels
+    compute. So the steps are not weighed one by one; the model that they give competes with the original.
+
+    Args:
+        model: The model, unpinned.
+        exclude: Names of nodes to leave alone.
+        block: What the numbers of channels are multiples of where some are removed.
+        planned: The shapes of weights that a plan was made for, by site; no other convolutions are touched,
+            and none loses channels where these shapes are there already.
+
+    Raises:
+        ModelError: The model has no convolution.
+        OptionError: A node to exclude is no convolution of the model.
+    """
+
+    def free(sites: Sequence[Site]) -> list[Site]:
+        return [site for site in sites if planned is None or site.name in planned]
+
+    sites, refusals = choose_sites(model, exclude)
+    folded = graph.fold_front(model, free(sites))
+    if folded is not model:
+        sites, refusals = choose_sites(folded, exclude)
+    whole, smaller = sites, folded
+    if planned is None or any(planned[site.name] != site.conv.weight.shape for site in free(sites)):
+        smaller = graph.remove_dead(folded, free(sites), block)
+    if smaller is not folded:
+        sites, refusals = choose_sites(smaller, exclude)
+    return Base(smaller, sites, refusals, whole)
+
+
 def _some(names: set[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in sorted(names)[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
@@ -273,8 +325,12 @@ def scout(model: Model, sites: Sequence[Site], feeds: Feeds, target: Target) -> 
 
 def gradients(sites: Sequence[Site], sizes: Mapping[str, Ints]) -> int:
     """How many gradients of the model to take, by the work of its sites; `sizes` are of their maps."""
-    cost = sum((Rewrite(((site.conv,),)).cost(sizes[site.name]) for site in sites), Cost())
-    return adjoint.enough(cost.work)
+    return adjoint.enough(total_cost(sites, sizes).work)
+
+
+def total_cost(sites: Sequence[Site], sizes: Mapping[str, Ints]) -> Cost:
+    """What sites cost as they are; `sizes` are of their maps."""
+    return sum((Rewrite(((site.conv,),)).cost(sizes[site.name]) for site in sites), Cost())
 
 
 def fitting_samples(

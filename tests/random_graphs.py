@@ -159,11 +159,16 @@ def _conv(net: Net) -> None:
 def _planted(net: Net, weight: np.ndarray) -> np.ndarray:
     """A weight with the structure that exact passes look for, or as it is."""
     outputs, inputs, *kernel = weight.shape
-    way = net.draw(st.sampled_from(["random", "random", "cropped", "alike", "blocks", "separable"]))
+    ways = ["random", "random", "cropped", "alike", "blocks", "separable", "outputs", "inputs"]
+    way = net.draw(st.sampled_from(ways))
     keep = np.ones(weight.shape, weight.dtype)
     if way == "cropped":
         keep[(slice(None), slice(None), *(slice(max(taps - 2, 0), None) for taps in kernel))] = 0
         keep = 1 - keep if net.draw(st.booleans()) else keep
+    elif way == "outputs":
+        keep[net.rng.random(outputs) < 0.5] = 0
+    elif way == "inputs":
+        keep[:, net.rng.random(inputs) < 0.5] = 0
     elif way == "alike":
         return np.repeat(weight[:1], outputs, axis=0)
     elif way == "blocks" and outputs % 2 == inputs % 2 == 0:

@@ -18,7 +18,7 @@ from rewriter import frontier, latency
 from rewriter.conv import Conv, Cost, Rewrite
 from rewriter.drift import Drift
 from rewriter.limits import Limits
-from rewriter.plan import Candidate, choose
+from rewriter.plan import Candidate, choose, total_macs
 from rewriter.report import Point, to_json, to_markdown, to_terminal
 from rewriter.search import Trial
 from rewriter.verdict import Ending, Job
@@ -136,6 +136,7 @@ def trace(monkeypatch):
             ending,
             build,
             lambda trial: SimpleNamespace(source=trial.rewrites.latency_ms),
+            total_macs(sites),
         )
         return points, warnings, built, told
 

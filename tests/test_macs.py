@@ -60,7 +60,7 @@ def network():
 
 
 def search(usage, ratio, gated=False):
-    return macs.search(network(), ratio, lambda plan: plan, usage, lambda *_: None, gated=gated)
+    return macs.search(network(), 200 * ratio, lambda plan: plan, usage, lambda *_: None, gated=gated)
 
 
 def test_the_least_measured_drift_wins():
@@ -82,13 +82,13 @@ def test_rounds_say_whether_a_budget_is_kept():
 
 
 def test_a_share_out_of_reach():
-    assert macs.shortfall(network(), 0.3) is None
-    assert macs.shortfall(network(), 0.55) is None
-    assert "0.3 of the multiply-adds are left" in macs.shortfall(network(), 0.29)
+    assert macs.shortfall(network(), 0.3, 200) is None
+    assert macs.shortfall(network(), 0.55, 200) is None
+    assert "0.3 of the multiply-adds are left" in macs.shortfall(network(), 0.29, 200)
     assert search(lambda plan: 0.0, 0.29) == ([], [])
     alone = [network()[0][:1]]
-    assert "1 of the multiply-adds are left" in macs.shortfall(alone, 0.9)
-    assert macs.shortfall([], 0.9) is not None
+    assert "1 of the multiply-adds are left" in macs.shortfall(alone, 0.9, 100)
+    assert macs.shortfall([], 0.9, 0) is not None
 
 
 @pytest.fixture

@@ -30,6 +30,14 @@ TARGET = Target(threads=1)
 # Relative to the largest value: a few roundings of every layer.
 BOUNDS = {"float32": 1e-4, "float16": 5e-2}
 
+_many = settings(
+    max_examples=COUNT or 100,
+    deadline=None,
+    derandomize=not COUNT,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
 
 def _forms(site: graph.Site) -> Iterator[tuple[str, Rewrite]]:
     """Everything that computes the same as a site."""
@@ -54,13 +62,7 @@ def _full(name: str, conv) -> tuple[int, ...]:
     return (1000, 1000) if name == "tucker2" else (1000,)
 
 
-@settings(
-    max_examples=COUNT or 100,
-    deadline=None,
-    derandomize=not COUNT,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@_many
 @given(nets(), st.data())
 def test_random_graphs(net: Net, data: st.DataObject) -> None:
     model = net.model
@@ -87,6 +89,22 @@ def test_random_graphs(net: Net, data: st.DataObject) -> None:
             walk.provide(apply(only(site.conv), walk.inputs(), TARGET))
         (outputs,) = walk.outputs()
         _close(before, dict(zip(model.outputs, outputs, strict=True)), bound)
+
+
+@_many
+@given(nets(), st.sampled_from([1, 2, 8]), st.data())
+def test_dead_channels(net: Net, block: int, data: st.DataObject) -> None:
+    model = net.model
+    sites = [site for site in graph.find_sites(model)[0] if data.draw(st.integers(0, 9))]
+    smaller = graph.remove_dead(model, sites, block)
+    event("removed" if smaller is not model else "none")
+    onnx.checker.check_model(smaller.proto, full_check=True)
+    bound = BOUNDS[np.dtype(net.dtype).name]
+    _close(run(model.bytes(), net.feeds), run(smaller.bytes(), net.feeds), bound)
+    found = {site.name: site.conv for site in graph.find_sites(smaller)[0]}
+    for site in sites:
+        outputs = found[site.name].out_channels
+        assert outputs == site.conv.out_channels or outputs % block == 0
 
 
 def _close(before: dict[str, np.ndarray], after: dict[str, np.ndarray], bound: float) -> None:

@@ -11,7 +11,8 @@
     tensors     single tensors in files
     constants   values of nodes on constants alone     scaling    factors and constants behind a convolution
     external    weights in files beside the model  soundness  what a node must have
-    front       what a convolution behind it takes in
+    front       what a convolution behind it takes in  channels   who reads and who makes each channel
+    mixing      layers that mix channels               dead       channels that make no difference
     slopes      PRelu as a Mul and a Max
 
 What is not rewritten comes out as it came, byte for byte.
@@ -19,6 +20,7 @@ What is not rewritten comes out as it came, byte for byte.
 
 from rewriter.files import check_output
 from rewriter.graph.batchnorm import Norm, find_norms
+from rewriter.graph.dead import dead_channels, remove_dead, removed_channels
 from rewriter.graph.describe import describe
 from rewriter.graph.emit import whole_of
 from rewriter.graph.external import SIZE_THRESHOLD, loadable, serialize, weight_bytes
@@ -63,6 +65,7 @@ __all__ = [
     "check_output",
     "common_interface",
     "computing",
+    "dead_channels",
     "describe",
     "find_norms",
     "find_sites",
@@ -79,6 +82,8 @@ __all__ = [
     "read_block",
     "read_tensor",
     "recorder",
+    "remove_dead",
+    "removed_channels",
     "rewrite_model",
     "save",
     "segments",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import onnx
@@ -10,7 +11,7 @@ import onnx
 from rewriter.conv import Ints, Rewrite
 from rewriter.graph.attributes import ONNX_DOMAINS
 from rewriter.graph.constants import FOLDED
-from rewriter.graph.emit import emit
+from rewriter.graph.emit import Emitted, emit
 from rewriter.graph.model import Model
 from rewriter.graph.opset import obstacle, raise_opset
 from rewriter.graph.scope import Names, names, uses
@@ -37,55 +38,89 @@ def splice(
     Raises:
         ValueError: A site is not one of this model, or comes twice, or the model cannot hold a rewrite.
     """
+    if any(not rewrite.direct for _, rewrite in rewrites) and (reason := obstacle(model)):
+        raise ValueError(reason)
+    in_sizes = _in_sizes(model, rewrites)
+    proto = replaced(model, [piece_of(model, *each, in_sizes.get(each[0].name)) for each in rewrites])
+    if any(not rewrite.direct for _, rewrite in rewrites):
+        raise_opset(proto)
+    _record(proto, provenance or {})
+    return model.edited(proto)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """What comes in place of some nodes.
+
+    Attributes:
+        name: What messages call it.
+        nodes: Indices of the nodes, in the graph's order; the new ones come where the last was.
+        inputs: Names of what the new nodes take of the graph.
+        output: Name of the tensor that they give.
+        emit: Makes them.
+    """
+
+    name: str
+    nodes: tuple[int, ...]
+    inputs: tuple[str, ...]
+    output: str
+    emit: Callable[[Names], Emitted]
+
+
+def replaced(model: Model, pieces: Sequence[Piece]) -> onnx.ModelProto:
+    """A copy of the model with pieces in place of nodes; what only these used is gone.
+
+    Raises:
+        ValueError: The nodes of a piece are not those of this model, or come twice.
+    """
     proto = model.copy()
     graph = proto.graph
-    places = _places(model, rewrites)
-    replaced = {index for site, _ in rewrites for index in site.nodes}
-    kept = {site.output for site, _ in rewrites}
-    dead, gone = _freed(graph, replaced, [site.input for site, _ in rewrites])
+    places = _places(model, pieces)
+    given_up = {index for piece in pieces for index in piece.nodes}
+    kept = {piece.output for piece in pieces}
+    dead, gone = _freed(graph, given_up, [name for piece in pieces for name in piece.inputs])
     gone -= kept
     _forget(proto, gone)
 
     nodes: list[onnx.NodeProto | None] = list(model.proto.graph.node)
-    for index in replaced | dead:
+    for index in given_up | dead:
         nodes[index] = None
     del graph.node[:]
     graph.node.extend(node for node in nodes if node is not None)
     given = Names(names(proto) | kept)
     del graph.node[:]
-    in_sizes = _in_sizes(model, rewrites)
     for index, node in enumerate(nodes):
         if index in places:
-            site, rewrite = places[index]
-            in_size = in_sizes.get(site.name)
-            emitted = emit(
-                rewrite, site.name, site.input, site.output, given, model.opset, in_size, site.dtype
-            )
+            emitted = places[index].emit(given)
             graph.node.extend(emitted.nodes)
             graph.initializer.extend(emitted.initializers)
             if proto.ir_version < 4:  # where every initializer must be listed as an input
                 graph.input.extend(_declaration(tensor) for tensor in emitted.initializers)
         elif node is not None:
             graph.node.append(node)
-    if any(not rewrite.direct for _, rewrite in rewrites):
-        if reason := obstacle(model):
-            raise ValueError(reason)
-        raise_opset(proto)
-    _record(proto, provenance or {})
-    return model.edited(proto)
+    return proto
 
 
-def _places(model: Model, rewrites: Sequence[tuple[Site, Rewrite]]) -> dict[int, tuple[Site, Rewrite]]:
-    """Where each rewrite goes: to the last of its nodes, where its input is there and nobody asked yet."""
+def piece_of(model: Model, site: Site, rewrite: Rewrite, in_size: Ints | None = None) -> Piece:
+    """A rewrite in place of a site; `in_size` is the spatial size of its input where nodes depend on it."""
+
+    def emitted(given: Names) -> Emitted:
+        return emit(rewrite, site.name, site.input, site.output, given, model.opset, in_size, site.dtype)
+
+    return Piece(f"site {site.name!r}", site.nodes, (site.input,), site.output, emitted)
+
+
+def _places(model: Model, pieces: Sequence[Piece]) -> dict[int, Piece]:
+    """Where each piece goes: to the last of its nodes, where its input is there and nobody asked yet."""
     nodes = model.proto.graph.node
-    places: dict[int, tuple[Site, Rewrite]] = {}
-    for site, rewrite in rewrites:
-        place = site.nodes[-1]
-        if place >= len(nodes) or site.output not in nodes[place].output:
-            raise ValueError(f"site {site.name!r} was not found in this model")
+    places: dict[int, Piece] = {}
+    for piece in pieces:
+        place = piece.nodes[-1]
+        if place >= len(nodes) or piece.output not in nodes[place].output:
+            raise ValueError(f"{piece.name} was not found in this model")
         if place in places:
-            raise ValueError(f"site {site.name!r} is replaced twice")
-        places[place] = (site, rewrite)
+            raise ValueError(f"{piece.name} is replaced twice")
+        places[place] = piece
     return places
 
 

@@ -54,7 +54,8 @@ def _layers(found: Inspection, view: View) -> None:
         layer = each.layer
         first = [short[layer.name], _sizes(layer.in_shape), _kernel(layer), words.count(layer.macs)]
         second = [
-            " ".join((*layer.kinds, layer.op_type)),
+            " ".join((*layer.kinds, layer.op_type))
+            + (f", {dead} dead" if (dead := each.dead_outputs) else ""),
             _sizes(layer.out_shape),
             _field(layer),
             words.count(layer.flops),
@@ -69,6 +70,12 @@ def _layers(found: Inspection, view: View) -> None:
     view.console.print()
     view.table([*header, "ms\nshare"] if timed else header, lines)
     view.say(f"Passes: {', '.join(f'{letter} {name}' for name, letter in letters.items())}.")
+    if dead := sum(each.dead_outputs for each in found.layers):
+        computing = sum(each.dead_outputs > 0 for each in found.layers)
+        view.say(
+            f"{words.plural(dead, 'dead channel')} of {words.plural(computing, 'convolution')}: no output "
+            "depends on them, and optimize removes them in blocks."
+        )
 
 
 def _reasons(found: Inspection, view: View) -> None:

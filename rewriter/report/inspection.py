@@ -27,6 +27,8 @@ class LayerReport:
         share: Of the measured time of all kernels.
         passes: Names of the passes that have a form for it.
         refusals: Why the others have not; with `pass_name` None, why none has.
+        dead_inputs: In-channels that the model can do without.
+        dead_outputs: Out-channels that the model can do without.
     """
 
     layer: Layer
@@ -34,6 +36,8 @@ class LayerReport:
     share: float | None
     passes: tuple[str, ...]
     refusals: tuple[Refusal, ...]
+    dead_inputs: int = 0
+    dead_outputs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
