@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse.csgraph
 
-from rewriter.conv import Conv, Ints
+from rewriter.conv import Conv, Direct, Ints
 
 Mask = npt.NDArray[np.bool_]
 
@@ -130,7 +130,8 @@ def crop(conv: Conv) -> Conv:
     weight = np.ascontiguousarray(conv.weight[(slice(None), slice(None), *slices)])
     if weight.shape == conv.weight.shape:
         return conv
-    return conv.with_(weight=weight, dilations=tuple(dilations), pads=tuple(pads))
+    # a ConvTranspose node could not have all pads of the smaller kernel
+    return conv.with_(weight=weight, dilations=tuple(dilations), pads=tuple(pads), lowering=Direct())
 
 
 def uncropped(conv: Conv) -> str:

@@ -178,14 +178,14 @@ def _site(model: Model, analysis: Analysis, types: Callable[[], Types], index: i
         behind = model.proto.graph.node[after]
         folds = (fold(conv, behind, output, analysis, model.opset) for fold in (fold_norm, fold_scaling))
         folded = next((each for each in folds if each is not None), None)
-        if folded is None or not _fits(folded, dtype):
+        if folded is None or not fits(folded, dtype):
             break
         conv, indices, output = folded, (*indices, after), behind.output[0]
     followers = find_followers(model, analysis, output)
     return Site(name, node.op_type, conv, node.input[0], output, indices, followers, model.opset, dtype=dtype)
 
 
-def _fits(conv: Conv, dtype: np.dtype[Any]) -> bool:
+def fits(conv: Conv, dtype: np.dtype[Any]) -> bool:
     """Whether the weights are finite in a type."""
     with np.errstate(over="ignore"):
         arrays = [each.astype(dtype) for each in (conv.weight, conv.bias) if each is not None]

@@ -13,7 +13,7 @@ from rewriter.graph.constants import FOLDED
 from rewriter.graph.emit import emit
 from rewriter.graph.model import Model
 from rewriter.graph.opset import obstacle, raise_opset
-from rewriter.graph.scope import Names, names, uses
+from rewriter.graph.scope import Names, names, trained, uses
 from rewriter.graph.sites import Site
 from rewriter.graph.types import infer_types, shape
 
@@ -42,7 +42,7 @@ def splice(
     places = _places(model, rewrites)
     replaced = {index for site, _ in rewrites for index in site.nodes}
     kept = {site.output for site, _ in rewrites}
-    dead, gone = _freed(graph, replaced, [site.input for site, _ in rewrites])
+    dead, gone = _freed(graph, replaced, [*(site.input for site, _ in rewrites), *trained(proto)])
     gone -= kept
     _forget(proto, gone)
 
@@ -106,11 +106,11 @@ def _freed(
 ) -> tuple[set[int], set[str]]:
     """What nobody needs once some nodes are gone: further nodes that only made constants, and the names.
 
-    The tensors `taken` are still needed, by what comes instead of the nodes.
+    The tensors `taken` are still needed, by what comes instead of the nodes or for training.
     """
     count = uses(graph)
     for name in taken:
-        count[name] += 1
+        count[name] = count.get(name, 0) + 1
     makers = {name: index for index, node in enumerate(graph.node) for name in node.output}
     gone: set[str] = set()
     queue = list(replaced)
