@@ -61,7 +61,7 @@ def _longer(
         if step is None:
             return None
         found, conv = step.input, _scaled(site.conv, step.factor, step.term)
-    if conv is None or not fits(conv, site.dtype):
+    if conv is None or not fits(conv):
         return None
     return replace(site, conv=conv, input=found, nodes=(places[id(node)], *site.nodes))
 
