@@ -59,7 +59,8 @@ def conv_transpose(net: Net) -> None:
     if way.startswith("SAME"):
         out = [strides[a] * size[a] for a in axes]
     elif way == "output_shape":
-        out = [max(whole[a] - draw(st.integers(0, 2)), 1) for a in axes]
+        # ONNX infers no shape where it is smaller than the input's
+        out = [max(whole[a] - draw(st.integers(0, 2)), size[a]) for a in axes]
         attributes = {"output_shape": out}
     if way in ("SAME_UPPER", "SAME_LOWER", "VALID"):
         attributes["auto_pad"] = way
