@@ -108,7 +108,8 @@ def _close(before: dict[str, np.ndarray], after: dict[str, np.ndarray], bound: f
         assert after[name].dtype == expected.dtype
         assert after[name].shape == expected.shape
         wide = expected.astype(np.float64)
-        assert np.abs(after[name] - wide).max() <= bound * np.abs(wide).max() + 1e-30, name
+        # nothing but zeros may come of sums that cancel: their terms are rounded
+        assert np.abs(after[name] - wide).max() <= bound * max(np.abs(wide).max(), 1e-3), name
 
 
 def _same_but_for(before: onnx.ModelProto, after: onnx.ModelProto, replaced: set[int]) -> None:
