@@ -33,7 +33,8 @@ def fold_front(model: Model, sites: Collection[Site]) -> Model:
     A BatchNormalization behind such a convolution is folded, too. The same model where there is nothing.
     """
     analysis = Analysis(model)
-    places = {id(node): index for index, node in enumerate(model.proto.graph.node)}
+    behind = {index for site in sites for index in site.nodes}
+    places = {id(node): i for i, node in enumerate(model.proto.graph.node) if i not in behind}
     types = cache(lambda: infer_types(model))
     folded = []
     for site in sites:
@@ -51,6 +52,8 @@ def _longer(
     """The site with the node in front of it folded in, or None where that cannot be."""
     node = analysis.producer(site.input)
     if node is None or node.domain not in ONNX_DOMAINS or site.op_type != "Conv":
+        return None
+    if id(node) not in places:  # it is folded into the convolution before it
         return None
     if analysis.only_consumer(site.input) != site.nodes[0]:
         return None
