@@ -83,7 +83,9 @@ def _behind(conv: Conv, levels: Sequence[Level]) -> Iterator[Rank]:
     least = WORTHWHILE * outputs * inputs * taps
     for count in _divisors(inputs if taps > 1 else 1):
         each = inputs * taps + outputs * count * stages.later(conv)
-        found = _common((part for level in levels for part in _by_input(level, count)), _below(least / each))
+        found = _common(
+            conv, (part for level in levels for part in _by_input(level, count)), _below(least / each)
+        )
         if found is not None:
             least = found * each
             yield 0, count, found
@@ -98,7 +100,9 @@ def _before(conv: Conv, levels: Sequence[Level]) -> Iterator[Rank]:
     least = WORTHWHILE * outputs * inputs * taps
     for count in _divisors(outputs if taps > 1 else 0):
         each = inputs * count * stages.earlier(conv) + outputs * taps
-        found = _common((part for level in levels for part in _by_output(level, count)), _below(least / each))
+        found = _common(
+            conv, (part for level in levels for part in _by_output(level, count)), _below(least / each)
+        )
         if found is not None:
             least = found * each
             yield found, count, 0
@@ -111,11 +115,11 @@ def _both(conv: Conv, levels: Sequence[Level]) -> Iterator[Rank]:
     least = WORTHWHILE * outputs * inputs * taps
     # the other rank is at least 1, and neither stage is worth its own at the full rank
     most = _below((least - inputs * positions) / (behind + taps))
-    s = _common((part for level in levels for part in _by_input(level, 1)), min(most, outputs - 1))
+    s = _common(conv, (part for level in levels for part in _by_input(level, 1)), min(most, outputs - 1))
     if s is None:
         return
     most = _below((least - s * behind) / (inputs * positions + s * taps))
-    r = _common((part for level in levels for part in _by_output(level, 1)), min(most, inputs - 1))
+    r = _common(conv, (part for level in levels for part in _by_output(level, 1)), min(most, inputs - 1))
     if r is not None:
         yield r, 1, s
 
@@ -129,11 +133,11 @@ def _divisors(channels: int) -> Iterator[int]:
     return (count for count in range(1, channels + 1) if channels % count == 0)
 
 
-def _common(matrices: Iterable[Array], most: int) -> int | None:
+def _common(conv: Conv, matrices: Iterable[Array], most: int) -> int | None:
     """The largest of their ranks, None once one of them is above `most`."""
     largest = 0
     for matrix in matrices:
-        found = exact.rank(matrix, most)
+        found = exact.rank(matrix, most, exact.tolerance(conv.dtype))
         if found is None:
             return None
         largest = max(largest, found)

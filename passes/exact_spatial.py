@@ -76,7 +76,7 @@ def _along(conv: Conv, levels: Sequence[Level], vertical: bool) -> Iterator[Rank
         limit = WORTHWHILE * outputs * inputs * conv.taps / (count * inputs * one + outputs * behind)
         largest = 0
         for matrix in _unfolded(conv, levels, vertical, count):
-            found = exact.rank(matrix, int(limit))
+            found = exact.rank(matrix, int(limit), exact.tolerance(conv.dtype))
             if found is None:
                 break
             largest = max(largest, found)

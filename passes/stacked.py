@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from passes.base import DEPTHWISE, WORTHWHILE, Rank, finished, no_cheaper
-from rewriter.conv import Conv, Grid, Ints, Rewrite
+from rewriter.conv import Conv, Direct, Grid, Ints, Rewrite
 from rewriter.factor.stack import small_then_small
 from rewriter.metric import Metric
 
@@ -73,6 +73,7 @@ class Stacked:
                     weight=V.reshape(*V.shape[:2], *first),
                     bias=None,
                     strides=tuple(s if one else 1 for s, one in zip(conv.strides, whole, strict=True)),
+                    lowering=Direct(),  # a ConvTranspose node could not have all pads of the smaller kernel
                 ),
                 Conv(
                     H.reshape(*H.shape[:2], *second),

@@ -13,22 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse.csgraph
 
-from rewriter.conv import Conv, Ints
+from rewriter.conv import Conv, Direct, Ints
 
 Mask = npt.NDArray[np.bool_]
-
-# Half a unit in the last place of float32, relative to the value.
-ROUNDING = 2.0**-24
 
 
 def support(conv: Conv) -> Mask:
     """Which weights count, `[G, M/G, C/G, T]`.
 
-    A weight of less than ROUNDING / K of the largest of its output, K weights in all, is none: all of them
-    together are lost where a float32 sum of K products is rounded once.
+    A weight of less than u / K of the largest of its output, K weights in all, is none, u being half a unit
+    in the last place of the model's type: all of them together are lost where a sum of K products is rounded
+    once.
     """
     sizes = np.abs(conv.matrix)
-    least = sizes.max(axis=2, keepdims=True) * (ROUNDING / conv.matrix.shape[2])
+    least = sizes.max(axis=2, keepdims=True) * (np.finfo(conv.dtype).eps / 2 / conv.matrix.shape[2])
     found: Mask = sizes > least
     return found.reshape(*conv.matrix.shape[:2], -1, conv.taps)
 
@@ -130,7 +128,8 @@ def crop(conv: Conv) -> Conv:
     weight = np.ascontiguousarray(conv.weight[(slice(None), slice(None), *slices)])
     if weight.shape == conv.weight.shape:
         return conv
-    return conv.with_(weight=weight, dilations=tuple(dilations), pads=tuple(pads))
+    # a ConvTranspose node could not have all pads of the smaller kernel
+    return conv.with_(weight=weight, dilations=tuple(dilations), pads=tuple(pads), lowering=Direct())
 
 
 def uncropped(conv: Conv) -> str:

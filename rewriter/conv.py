@@ -25,6 +25,8 @@ from rewriter.winograd import Winograd
 Array = npt.NDArray[np.floating[Any]]
 Ints = tuple[int, ...]
 
+_FLOAT32 = np.dtype(np.float32)
+
 
 def _frozen(array: Array) -> Array:
     view = array.view()
@@ -57,6 +59,7 @@ class Conv:
             between them, before the pads; where one is above 1 all strides are 1. It is what a ConvTranspose
             calls strides: see `transposed`.
         lowering: how it is written as nodes; what it computes is the same, up to rounding.
+        dtype: the type that a model holds it in and rounds to, no wider than that of the weight.
 
     Raises:
         ValueError: shapes that do not belong together, or a lowering that it cannot take.
@@ -70,6 +73,7 @@ class Conv:
     group: int = 1
     input_dilations: Ints = ()
     lowering: Lowering = Direct()
+    dtype: np.dtype[Any] = _FLOAT32
 
     def __post_init__(self) -> None:
         axes = self.weight.ndim - 2

@@ -14,7 +14,7 @@ its transform is written as nodes on a constant, which ONNX Runtime computes onc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from math import prod
 from typing import Any, Final
@@ -75,6 +75,8 @@ def lower(conv: Conv, in_size: Ints | None = None) -> Lowered:
         in_size: The spatial size of every input it will see; None where that may change from run to run.
     """
     if isinstance(conv.lowering, Winograd):
+        if len(conv.kernel_shape) == 1:
+            return _as_a_row(conv, conv.lowering, in_size)
         return _winograd(conv, conv.lowering, None if in_size is None else conv.out_size(in_size))
     if isinstance(conv.lowering, SubPixel):
         return _sub_pixel(conv, conv.lowering)
@@ -124,6 +126,28 @@ class _Builder:
     def _constant(self, name: str, values: npt.NDArray[Any]) -> str:
         self.constants[name] = values
         return name
+
+
+def _as_a_row(conv: Conv, lowering: Winograd, in_size: Ints | None) -> Lowered:
+    """Over one axis: the same over two, on a map of one row."""
+    begin, end = conv.pads
+    row = Conv(
+        conv.weight[:, :, None],
+        conv.bias,
+        pads=(0, begin, 0, end),
+        group=conv.group,
+        lowering=Winograd((1, *lowering.m)),
+    )
+    lowered = lower(row, None if in_size is None else (1, *in_size))
+    build = _Builder()
+    build.node("Reshape", "row", INPUT, build.ints("row.shape", 0, 0, 1, -1))
+    for node in lowered.nodes:
+        inputs = tuple("row" if each == INPUT else each for each in node.inputs)
+        build.nodes.append(
+            replace(node, inputs=inputs, output="row_output" if node.output == OUTPUT else node.output)
+        )
+    build.node("Reshape", OUTPUT, "row_output", build.ints("signal.shape", 0, 0, -1))
+    return replace(lowered, nodes=tuple(build.nodes), constants={**lowered.constants, **build.constants})
 
 
 def _winograd(conv: Conv, lowering: Winograd, out_size: Ints | None) -> Lowered:

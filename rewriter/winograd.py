@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 BLOCK = 8
 # With fewer channels a group the transforms outweigh the products that they save (measured).
 FEWEST = 16
-# A map of which a tile's overhang at the end is no large part.
-_LARGE = (64, 64)
+# A size of which a tile's overhang at the end is no large part.
+_LARGE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Winograd:
-    """Tiles of outputs from fewer products, along one spatial axis of two or along both.
+    """Tiles of outputs from fewer products, along the only spatial axis, one of two or both.
 
     Attributes:
         m: Outputs of a tile along each axis; 1 where the axis is not transformed.
@@ -44,8 +44,10 @@ class Winograd:
 
     def refuse(self, conv: Conv) -> str | None:
         """Why a convolution cannot be written so, or None."""
-        if len(self.m) != 2 or len(conv.kernel_shape) != 2:
-            return f"the kernel {conv.kernel_shape} has not two axes"
+        if len(conv.kernel_shape) > 2:
+            return f"the kernel {conv.kernel_shape} has more than two axes"
+        if len(self.m) != len(conv.kernel_shape):
+            return f"tiles of {self.m} outputs have not the axes of the kernel {conv.kernel_shape}"
         if not self.axes or min(self.m) < 1:
             return f"tiles of {self.m} outputs transform nothing"
         if max(conv.strides) > 1:
@@ -71,7 +73,7 @@ class Winograd:
         macs = activations = 0
         for axis in self.axes:
             rows = toomcook.transforms(self.m[axis], conv.kernel_shape[axis]).input
-            pads = conv.pads[axis], conv.pads[axis + 2] + self.m[axis] - 1
+            pads = conv.pads[axis], conv.pads[axis + len(self.m)] + self.m[axis] - 1
             size[axis] = -(-conv.out_size(in_size)[axis] // self.m[axis])
             taps = sum(len(toomcook.window(row, *pads).taps) for row in rows)
             macs += taps * channels * prod(size)
@@ -108,7 +110,8 @@ def in_tiles(conv: Conv, m: Ints) -> Conv | None:
     if shape.refuse(conv) is not None:
         return None
     tiled = conv.with_(lowering=shape)
-    return tiled if tiled.macs(_LARGE) < conv.macs(_LARGE) else None
+    size = (_LARGE,) * len(conv.kernel_shape)
+    return tiled if tiled.macs(size) < conv.macs(size) else None
 
 
 def stages_in_tiles(rewrite: Rewrite, m: Ints, block: int) -> Rewrite | None:

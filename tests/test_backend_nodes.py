@@ -1,21 +1,26 @@
-"""ONNX's own tests of convolutions, through every pass at full rank and every tile: equal, or refused."""
+"""ONNX's own tests of convolutions, through every pass at full rank and every tile: equal, or refused.
+
+`python tests/test_backend_nodes.py` prints how many of each, and why forms were refused.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 import onnx.backend.test.case.node as node_cases
 import onnx.backend.test.loader as loader
 import pytest
-from graphs import run
+from graphs import only, run
 
 import passes
 from passes.winograd import TILES
@@ -25,9 +30,10 @@ from rewriter.metric import Metric
 from rewriter.winograd import Winograd
 
 # By operator: the cases, those of them that are sites, and of these the forms that computed what is expected
-# and those that were refused. ConvTranspose has its own.
+# and those that were refused.
 COUNTS = {
-    "Conv": (33, 33, 188, 507),
+    "Conv": (33, 33, 243, 469),
+    "ConvTranspose": (14, 14, 88, 224),
     "ConvInteger": (2, 0, 0, 0),
     "QLinearConv": (1, 0, 0, 0),
     "DeformConv": (4, 0, 0, 0),
@@ -104,7 +110,8 @@ def _bound(name: str, model: onnx.ModelProto, values: list[np.ndarray], expected
 
 
 def _forms(conv: Conv) -> Iterator[tuple[str, Rewrite | str]]:
-    """Every pass at its full rank and every tile: what it makes of a convolution, or why nothing."""
+    """As it is, every pass at full rank and every tile: what it makes of a convolution, or why nothing."""
+    yield "as it is", only(conv)
     for each in passes.PASSES:
         if reason := each.refuse(conv):
             yield each.name, reason
@@ -112,8 +119,8 @@ def _forms(conv: Conv) -> Iterator[tuple[str, Rewrite | str]]:
         ranks = list(each.ranks(conv, Grid(1))) if each.exact else [_full(each.name, conv)]
         for rank, rewrite in zip(ranks, each.rewrites(conv, ranks, Metric.isotropic(conv)), strict=True):
             yield f"{each.name} {rank}", rewrite
-    for tile in TILES:
-        m = tuple(1 if taps == 1 else size for size, taps in zip(tile, conv.kernel_shape, strict=False))
+    cut = (zip(tile, conv.kernel_shape, strict=False) for tile in TILES)
+    for m in dict.fromkeys(tuple(1 if taps == 1 else size for size, taps in each) for each in cut):
         reason = Winograd(m).refuse(conv)
         yield f"tiles {m}", reason or Rewrite(((conv.with_(lowering=Winograd(m)),),))
 
@@ -126,26 +133,64 @@ def _full(name: str, conv: Conv) -> tuple[int, ...]:
     return (1000, 1000) if name == "tucker2" else (1000,)
 
 
+NO_SITE = "no-site"
+
+
+class Outcome(NamedTuple):
+    """What became of a form of a case, or of a case that is no site: why it was refused, or None."""
+
+    form: str
+    refused: str | None
+
+
+def outcomes(case: Case) -> Iterator[Outcome]:
+    """Of every form; the test of that it computes what is expected."""
+    sites, refusals = graph.find_sites(case.model)
+    assert len(sites) + len(refusals) == 1, case.name
+    yield from (Outcome(NO_SITE, each.reason) for each in refusals)
+    for site in sites:
+        for form, made in _forms(site.conv):
+            if isinstance(made, str):
+                yield Outcome(form, made)
+                continue
+            spliced = graph.splice(case.model, [(site, made)])
+            (given,) = run(spliced.bytes(), case.feeds).values()
+            assert given.shape == case.expected.shape, (case.name, form)
+            scale = np.abs(case.expected).max()
+            assert np.abs(given - case.expected).max() <= 1e-5 * scale, (case.name, form)
+            yield Outcome(form, None)
+
+
+def counted(op_type: str) -> tuple[tuple[int, int, int, int], Counter[str]]:
+    """The four numbers of an operator as in COUNTS, and how often forms were refused for each reason."""
+    found = [list(outcomes(case)) for case in cases(op_type)]
+    forms = [each for those in found for each in those if each.form != NO_SITE]
+    refused = [each for those in found for each in those if each.refused is not None]
+    assert all(each.refused and "\n" not in each.refused for each in refused)
+    sites = sum(those[0].form != NO_SITE for those in found)
+    equal = sum(each.refused is None for each in forms)
+    reasons = Counter(f"{each.form.split()[0]}: {_general(each.refused or '')}" for each in refused)
+    return (len(found), sites, equal, len(forms) - equal), reasons
+
+
+def _general(reason: str) -> str:
+    """A reason without the numbers of the case."""
+    return re.sub(r"\([\d, ]+\)|\d+", "*", reason)
+
+
 @pytest.mark.parametrize("op_type", COUNTS)
 def test_equal_or_refused(op_type: str) -> None:
-    count: Counter[str] = Counter()
-    for case in cases(op_type):
-        count["cases"] += 1
-        sites, refusals = graph.find_sites(case.model)
-        assert len(sites) + len(refusals) == 1, case.name
-        assert all(each.reason and "\n" not in each.reason for each in refusals), case.name
-        for site in sites:
-            count["sites"] += 1
-            for form, made in _forms(site.conv):
-                if isinstance(made, str):
-                    assert made, (case.name, form)
-                    count["refused"] += 1
-                    continue
-                spliced = graph.splice(case.model, [(site, made)])
-                (given,) = run(spliced.bytes(), case.feeds).values()
-                assert given.shape == case.expected.shape, (case.name, form)
-                scale = np.abs(case.expected).max()
-                assert np.abs(given - case.expected).max() <= 1e-5 * scale, (case.name, form)
-                count["equal"] += 1
-    found = tuple(count[what] for what in ("cases", "sites", "equal", "refused"))
-    assert found == COUNTS[op_type]
+    assert counted(op_type)[0] == COUNTS[op_type]
+
+
+def main() -> None:
+    """Prints the numbers of every operator and the reasons of the refusals."""
+    for op_type in COUNTS:
+        (those, sites, equal, refused), reasons = counted(op_type)
+        print(f"{op_type}: {those} cases, {sites} sites; forms: {equal} equal, {refused} refused")
+        for reason, count in reasons.most_common():
+            print(f"{count:6} {reason}")
+
+
+if __name__ == "__main__":
+    main()

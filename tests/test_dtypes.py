@@ -9,11 +9,13 @@ import pytest
 from graphs import halves, only, parse, random, run, site
 from onnx.reference import ReferenceEvaluator
 
+import passes
 import rewriter
 from passes.channel_svd import ChannelSVD
 from rewriter import ModelError, graph, rounding
 from rewriter.adjoint import output_metrics
 from rewriter.calibration import apply
+from rewriter.conv import Grid
 from rewriter.metric import Metric
 from rewriter.progress import silent
 from rewriter.runtime import Target
@@ -119,6 +121,40 @@ def test_zeros_are_found_in_float16(rng: np.random.Generator, monkeypatch: pytes
     assert {each.node: each.became for each in result.report.sites} == {"a": None, "b": "split_groups"}
     (checked,) = (each for each in result.report.sites if each.became)
     assert checked.rounding_error < rounding.MOST_TIMES * HALF
+
+
+PLANTED = {
+    "exact_channels": lambda w: np.repeat(w[:4], 8, axis=0) * np.linspace(1, 2, 32)[:, None, None, None],
+    "exact_spatial": lambda w: np.einsum("mcy,mcx->mcyx", w[..., 0], w[:, :1, 0].repeat(32, axis=1)),
+    "split_groups": lambda w: w * (np.arange(32)[:, None] // 8 == np.arange(32) // 8)[..., None, None],
+    "crop_kernel": lambda w: w * (np.arange(3) == 1),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_structure_is_found_after_rounding_to_float16(rng: np.random.Generator, name: str) -> None:
+    step = next(each for each in passes.PASSES if each.name == name)
+    drawn = rng.standard_normal((32, 32, 3, 3)) / 16
+    found = _one(PLANTED[name](drawn))
+    conv = site(found, "c").conv
+    assert (conv.dtype, conv.weight.dtype) == (np.float16, np.float32)
+    assert step.refuse(conv) is None
+    ranks = step.ranks(conv, Grid())
+    assert ranks == step.ranks(site(_one(PLANTED[name](drawn), np.float32), "c").conv, Grid())
+    x = random(rng, 1, 32, 9, 9).astype(np.float16)
+    before = run(found.bytes(), {"x": x})["y"]
+    for rewrite in step.rewrites(conv, ranks, Metric.isotropic(conv)):
+        after = run(graph.splice(found, [(site(found, "c"), rewrite)]).bytes(), {"x": x})["y"]
+        # the factors are rounded, and what is between the stages
+        assert _distance(before, after) < 2 * HALF
+    assert step.refuse(site(_one(drawn), "c").conv)
+
+
+def _one(weight: np.ndarray, dtype: type = np.float16) -> graph.Model:
+    """A model of one convolution."""
+    name = NAMES[dtype]
+    text = f"agraph ({name}[1,32,9,9] x) => ({name}[1,32,9,9] y) {{ [c] y = Conv<pads=[1,1,1,1]>(x, w) }}"
+    return graph.load(parse(text, w=weight.astype(dtype)))
 
 
 def test_gradients_in_float16_do_not_overflow(rng: np.random.Generator) -> None:

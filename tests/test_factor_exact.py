@@ -62,3 +62,20 @@ def test_levelled_kernels_have_norm_one_and_come_back(rng):
     assert not level.kernel[2].any()
     again = level.rows[:, None, None] * level.kernel * level.columns[:, None]
     assert np.allclose(again, kernel, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(64, 576, 8), (48, 48, 20), (256, 64, 29)])
+def test_a_rank_rounded_to_float16_is_found_there_alone(rng, rows, columns, rank):
+    half = exact.tolerance(np.dtype(np.float16))
+    matrix = _low(rng, rows, columns, rank).astype(np.float16).astype(np.float64)
+    assert exact.rank(matrix, min(rows, columns) - 1, half) == rank
+    assert exact.rank(matrix, rank) is None
+    # an eightfold rounding error is none
+    near = matrix * (1 + 2.0**-8 * rng.standard_normal(matrix.shape))
+    assert exact.rank(near, rank, half) is None
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (256, 256), (30, 500)])
+def test_random_float16_matrices_have_no_rank_that_pays(rng, shape):
+    matrix = rng.standard_normal(shape).astype(np.float16).astype(np.float64)
+    assert exact.rank(matrix, int(0.9 * min(shape)), exact.tolerance(np.dtype(np.float16))) is None

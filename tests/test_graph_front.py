@@ -137,3 +137,18 @@ def test_the_command_folds_but_for_what_is_excluded(
     assert kinds == ["Mul", "Conv"]
     again = rewriter.apply(found.proto, plan)
     assert again.model.SerializeToString() == done.model.SerializeToString()
+
+
+def test_what_is_between_two_convolutions_is_folded_once(rng: np.random.Generator) -> None:
+    found = filled(
+        """weights: w[4,4,3,3] v[4,4,3,3] m[1,4,1,1]
+        agraph (float[1,4,9,9] x) => (float[1,4,5,5] y) {
+            x2 = Mul(x, m) [one] h = Conv(x2, w) h2 = Mul(h, m) [two] y = Conv(h2, v)
+        }""",
+        rng,
+    )
+    once = graph.fold_front(found, graph.find_sites(found)[0])
+    onnx.checker.check_model(once.proto, full_check=True)
+    assert [node.op_type for node in once.proto.graph.node] == ["Conv", "Conv"]
+    feeds = random_feeds(found, rng)
+    assert distance(run(found.bytes(), feeds), run(once.bytes(), feeds)) < 1e-5  # float32 rounding

@@ -127,6 +127,10 @@ def is_subsequence(few: list[bytes], many: list[bytes]) -> bool:
     return all(any(each == other for other in rest) for each in few)
 
 
+# A field that no version of ONNX has yet: number 999, the text "newer".
+NEWER = bytes([0xBA, 0x3E, 5]) + b"newer"
+
+
 def adorned(rng: np.random.Generator) -> onnx.ModelProto:
     """A model with something in every field that tools tend to lose."""
     proto = filled(RESIDUAL, rng).copy()
@@ -138,6 +142,7 @@ def adorned(rng: np.random.Generator) -> onnx.ModelProto:
     graph_ = proto.graph
     graph_.doc_string = "a graph"
     graph_.metadata_props.add(key="level", value="graph")
+    graph_.node.append(helper.make_node("f", ["y"], ["z"], "call", domain="local", overload="first"))
     for node in graph_.node:
         node.doc_string = f"does {node.op_type}"
         node.metadata_props.add(key="from", value=node.name)
@@ -156,9 +161,47 @@ def adorned(rng: np.random.Generator) -> onnx.ModelProto:
             ["b"],
             [helper.make_node("Relu", ["a"], ["b"])],
             [helper.make_opsetid("", 13)],
+            overload="first",
         )
     )
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    values = helper.make_tensor("sparse", TensorProto.FLOAT, [1], [2.0])
+    indices = helper.make_tensor("sparse_places", TensorProto.INT64, [1], [3])
+    graph_.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [9]))
+    info = proto.training_info.add()
+    step = helper.make_node("Identity", ["w1"], ["w1_new"])
+    out = helper.make_tensor_value_info("w1_new", TensorProto.FLOAT, [8, 3, 3, 3])
+    info.algorithm.CopyFrom(helper.make_graph([step], "step", [], [out]))
+    info.update_binding.add(key="w1", value="w1_new")
+    parts = [proto, graph_, *graph_.node, *graph_.initializer, *graph_.value_info, *graph_.output]
+    for part in (*parts, *proto.functions, proto.functions[0].node[0], *proto.opset_import, info):
+        part.MergeFromString(NEWER)
     return proto
+
+
+def test_whatever_a_model_holds_goes_through_files(rng: np.random.Generator, tmp_path: Path) -> None:
+    before = adorned(rng).SerializeToString()
+    assert before.count(NEWER) > 20
+    found = graph.load(before)
+    assert found.source is None
+    for storage in (graph.Storage(), graph.Storage(external=True, threshold=1)):
+        graph.save(found, tmp_path / "m.onnx", storage)
+        assert graph.load(tmp_path / "m.onnx").bytes() == before
+
+
+def test_what_training_needs_stays(rng: np.random.Generator) -> None:
+    found = filled(RESIDUAL, rng).copy()
+    info = found.training_info.add()
+    step = helper.make_node("Identity", ["b1"], ["conv2/depthwise.weight"])
+    info.algorithm.CopyFrom(helper.make_graph([step], "step", [], []))
+    info.update_binding.add(key="w2", value="conv2/depthwise.weight")
+    loaded = graph.load(found)
+    sites = [site(loaded, name) for name in ("stem", "conv2")]
+    after = graph.splice(loaded, [(each, chain(rng, each.conv)) for each in sites])
+    kept = {tensor.name for tensor in after.proto.graph.initializer}
+    assert {"w2", "b1", "conv2/depthwise.weight_1"} <= kept
+    assert not {"w1", "conv2/depthwise.weight"} & kept
+    assert after.proto.training_info == found.training_info
 
 
 def test_all_that_is_not_rewritten_stays(rng: np.random.Generator) -> None:

@@ -1,8 +1,9 @@
 """Ranks that a kernel has exactly, up to the rounding of its weights, and the factors at them.
 
-A matrix of rank r, rounded to float32, is at most u = 2⁻²⁴ of its norm off; where it was made as a sum of R
-products in float32, about √R·u. TOLERANCE is that for R = 64. Kernels that are trained, or drawn, have
-singular values down to 1e-3 to 1e-5 of the largest: far above it.
+A matrix of rank r, rounded to a type, is at most u of its norm off: 2⁻²⁴ in float32, 2⁻¹¹ in float16. Where
+it was made as a sum of R products in float32, it is about √R·2⁻²⁴ off. Kernels that are trained, or drawn,
+have singular values down to 1e-3 to 1e-5 of the largest: far above u in float32; and in float16 all that a
+rewrite which pays leaves out is far above it.
 
 Ranks do not change where rows and columns are multiplied by numbers; so that no output and no input is lost
 for being small, kernels are taken with outputs and inputs of norm one.
@@ -23,8 +24,13 @@ from rewriter import linalg
 
 Array = npt.NDArray[np.floating[Any]]
 
-TOLERANCE = 2.0**-21
-"""Of the norm: what is left of a matrix beyond its rank."""
+# Of 64 products that were summed in float32.
+_SUMMED = 2.0**-21
+
+
+def tolerance(dtype: np.dtype[Any]) -> float:
+    """Of the norm: what may be left beyond its rank of a matrix that was rounded to a type."""
+    return max(_SUMMED, float(np.finfo(dtype).eps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +62,15 @@ def _sizes(kernel: Array, axes: tuple[int, int]) -> Array:
     return np.where(sizes > 0.0, sizes, 1.0)
 
 
-def rank(matrix: Array, most: int) -> int | None:
-    """The rank of a matrix `[n, k]` if it is at most `most`, or None.
+def rank(matrix: Array, most: int, tolerance: float = _SUMMED) -> int | None:
+    """The rank of a matrix `[n, k]` if it is at most `most`, or None; `tolerance` of its norm may be left.
 
     Before any spectrum a part S of it with one row more than that is looked at: if S Sᵀ - τ is positive
     definite, τ the square of what may be left, all singular values of S are above, and so are as many of the
     matrix (interlacing).
     """
     matrix = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    left = TOLERANCE**2 * float(np.vdot(matrix, matrix))
+    left = tolerance**2 * float(np.vdot(matrix, matrix))
     if most < 1:
         return None
     if left == 0.0:

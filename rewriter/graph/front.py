@@ -22,7 +22,7 @@ from rewriter.graph.attributes import ONNX_DOMAINS, attribute
 from rewriter.graph.batchnorm import factor_and_term
 from rewriter.graph.model import Model
 from rewriter.graph.scaling import by_channel, factor_and_shift
-from rewriter.graph.sites import Site
+from rewriter.graph.sites import Site, fits
 from rewriter.graph.splice import splice
 from rewriter.graph.types import Types, infer_types, shape
 
@@ -33,7 +33,8 @@ def fold_front(model: Model, sites: Collection[Site]) -> Model:
     A BatchNormalization behind such a convolution is folded, too. The same model where there is nothing.
     """
     analysis = Analysis(model)
-    places = {id(node): index for index, node in enumerate(model.proto.graph.node)}
+    behind = {index for site in sites for index in site.nodes}
+    places = {id(node): i for i, node in enumerate(model.proto.graph.node) if i not in behind}
     types = cache(lambda: infer_types(model))
     folded = []
     for site in sites:
@@ -52,6 +53,8 @@ def _longer(
     node = analysis.producer(site.input)
     if node is None or node.domain not in ONNX_DOMAINS or site.op_type != "Conv":
         return None
+    if id(node) not in places:  # it is folded into the convolution before it
+        return None
     if analysis.only_consumer(site.input) != site.nodes[0]:
         return None
     if node.op_type == "Pad":
@@ -61,7 +64,7 @@ def _longer(
         if step is None:
             return None
         found, conv = step.input, _scaled(site.conv, step.factor, step.term)
-    if conv is None:
+    if conv is None or not fits(conv):
         return None
     return replace(site, conv=conv, input=found, nodes=(places[id(node)], *site.nodes))
 
@@ -89,7 +92,7 @@ def _step(
     slot = 0 if values[0] is None else 1
     sizes = shape(types(), node.input[slot])
     other = values[1 - slot]
-    if other is None or other.dtype != np.float32:
+    if other is None:
         return None
     constant = by_channel(other, conv.weight.ndim, channels)
     # whatever a constant stretches would be another tensor without it
@@ -114,11 +117,9 @@ def _scaled(conv: Conv, factor: Array, term: Array) -> Conv | None:
     if np.any(term):
         added = (weight * term.reshape(shaped)).reshape(conv.out_channels, -1).sum(1)
         bias = added + (0.0 if conv.bias is None else conv.bias)
+    own = conv.weight.dtype
     with np.errstate(over="ignore"):
-        arrays = [scaled.astype(np.float32), None if bias is None else bias.astype(np.float32)]
-    if not all(array is None or np.isfinite(array).all() for array in arrays):
-        return None
-    return conv.with_(weight=arrays[0], bias=arrays[1])
+        return conv.with_(weight=scaled.astype(own), bias=None if bias is None else bias.astype(own))
 
 
 def _padded(conv: Conv, node: onnx.NodeProto, analysis: Analysis) -> Conv | None:

@@ -29,8 +29,7 @@ def graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
 def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor that a model holds: initializers and attributes, what is there for training included."""
     nodes = [node for function in proto.functions for node in function.node]
-    training = [each for info in proto.training_info for each in (info.initialization, info.algorithm)]
-    for graph in (*graphs(proto), *(inner for each in training for inner in _within(each))):
+    for graph in (*graphs(proto), *_training(proto)):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
@@ -63,10 +62,20 @@ def uses(graph: onnx.GraphProto) -> dict[str, int]:
     return count
 
 
+def trained(proto: onnx.ModelProto) -> set[str]:
+    """Names that what a model holds for training takes from its graph or gives to it."""
+    used: set[str] = set()
+    for info in proto.training_info:
+        used |= _captured(info.initialization) | _captured(info.algorithm)
+        for binding in (*info.initialization_binding, *info.update_binding):
+            used |= {binding.key, binding.value}
+    return used
+
+
 def names(proto: onnx.ModelProto) -> set[str]:
     """Every name anywhere in a model, operators' included: what a new name must not be."""
-    taken: set[str] = set()
-    for graph in graphs(proto):
+    taken = trained(proto)
+    for graph in (*graphs(proto), *_training(proto)):
         taken |= initializer_names(graph) | {graph.name}
         taken.update(value.name for value in (*graph.input, *graph.output, *graph.value_info))
         taken |= _node_names(graph.node)
@@ -96,6 +105,13 @@ def _within(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     for node in graph.node:
         for body in bodies(node):
             yield from _within(body)
+
+
+def _training(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The graphs of a model that only its training needs, and all bodies in them."""
+    for info in proto.training_info:
+        yield from _within(info.initialization)
+        yield from _within(info.algorithm)
 
 
 def _captured(graph: onnx.GraphProto) -> set[str]:

@@ -36,8 +36,7 @@ _OTHERS: Final = {
     "NhwcFusedConv": "it is fused for one runtime already; rewrite the model that it was optimised from",
 }
 
-_FLOAT32: Final = np.dtype(np.float32)
-_TYPES: Final = (np.float16, _FLOAT32, np.float64)
+_TYPES: Final = (np.float16, np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +56,6 @@ class Site:
             order.
         opset: The version of ONNX's operators that the followers are written in.
         obstacle: Why the model cannot hold this convolution transformed, or None.
-        dtype: The type of its tensors in the model.
     """
 
     name: str
@@ -69,7 +67,11 @@ class Site:
     followers: tuple[Follower, ...] = ()
     opset: int = 13
     obstacle: str | None = None
-    dtype: np.dtype[Any] = _FLOAT32
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of its tensors in the model."""
+        return self.conv.dtype
 
     @property
     def shortcut(self) -> str | None:
@@ -171,31 +173,29 @@ def _site(model: Model, analysis: Analysis, types: Callable[[], Types], index: i
         return f"it is malformed: {error}"
     if isinstance(found, str):
         return found
-    conv, dtype = found
+    conv = found
     indices: tuple[int, ...] = (index,)
     output = node.output[0]
     while (after := analysis.only_consumer(output)) is not None:
         behind = model.proto.graph.node[after]
         folds = (fold(conv, behind, output, analysis, model.opset) for fold in (fold_norm, fold_scaling))
         folded = next((each for each in folds if each is not None), None)
-        if folded is None or not _fits(folded, dtype):
+        if folded is None or not fits(folded):
             break
         conv, indices, output = folded, (*indices, after), behind.output[0]
     followers = find_followers(model, analysis, output)
-    return Site(name, node.op_type, conv, node.input[0], output, indices, followers, model.opset, dtype=dtype)
+    return Site(name, node.op_type, conv, node.input[0], output, indices, followers, model.opset)
 
 
-def _fits(conv: Conv, dtype: np.dtype[Any]) -> bool:
-    """Whether the weights are finite in a type."""
+def fits(conv: Conv) -> bool:
+    """Whether the weights are finite in the model's type."""
     with np.errstate(over="ignore"):
-        arrays = [each.astype(dtype) for each in (conv.weight, conv.bias) if each is not None]
+        arrays = [each.astype(conv.dtype) for each in (conv.weight, conv.bias) if each is not None]
     return all(bool(np.isfinite(each).all()) for each in arrays)
 
 
-def _conv(
-    node: onnx.NodeProto, analysis: Analysis, types: Callable[[], Types]
-) -> tuple[Conv, np.dtype[Any]] | str:
-    """What a Conv or ConvTranspose computes and the type of its tensors, or why that is not known."""
+def _conv(node: onnx.NodeProto, analysis: Analysis, types: Callable[[], Types]) -> Conv | str:
+    """What a Conv or ConvTranspose computes, or why that is not known."""
     arrays = []
     for what, given in zip(("weight", "bias"), node.input[1:], strict=False):
         array = analysis.constant(given) if given else None
@@ -220,7 +220,7 @@ def _conv(
     added = None if bias is None else bias.astype(own, copy=False)
     if node.op_type == "ConvTranspose":
         conv = transposed_conv(node, taken, added, lambda: (shape(types(), node.input[0]) or ())[2:])
-        return conv if isinstance(conv, str) else (conv, weight.dtype)
+        return conv if isinstance(conv, str) else conv.with_(dtype=weight.dtype)
     kernel_shape = tuple(attribute(node, "kernel_shape", weight.shape[2:]))
     if kernel_shape != weight.shape[2:]:
         return f"its kernel_shape {list(kernel_shape)} is not that of its weight {list(weight.shape)}"
@@ -245,4 +245,5 @@ def _conv(
             f"its auto_pad {auto_pad} with strides {list(strides)} depends on the size of {node.input[0]!r}, "
             "which is dynamic; fix the model's input shape"
         )
-    return Conv(taken, added, strides, pads, dilations, attribute(node, "group", 1)), weight.dtype
+    group = attribute(node, "group", 1)
+    return Conv(taken, added, strides, pads, dilations, group, dtype=weight.dtype)

@@ -14,7 +14,7 @@ from rewriter.graph.constants import FOLDED
 from rewriter.graph.emit import Emitted, emit
 from rewriter.graph.model import Model
 from rewriter.graph.opset import obstacle, raise_opset
-from rewriter.graph.scope import Names, names, uses
+from rewriter.graph.scope import Names, names, trained, uses
 from rewriter.graph.sites import Site
 from rewriter.graph.types import infer_types, shape
 
@@ -78,7 +78,8 @@ def replaced(model: Model, pieces: Sequence[Piece]) -> onnx.ModelProto:
     places = _places(model, pieces)
     given_up = {index for piece in pieces for index in piece.nodes}
     kept = {piece.output for piece in pieces}
-    dead, gone = _freed(graph, given_up, [name for piece in pieces for name in piece.inputs])
+    taken = [name for piece in pieces for name in piece.inputs]
+    dead, gone = _freed(graph, given_up, [*taken, *trained(proto)])
     gone -= kept
     _forget(proto, gone)
 
@@ -141,11 +142,11 @@ def _freed(
 ) -> tuple[set[int], set[str]]:
     """What nobody needs once some nodes are gone: further nodes that only made constants, and the names.
 
-    The tensors `taken` are still needed, by what comes instead of the nodes.
+    The tensors `taken` are still needed, by what comes instead of the nodes or for training.
     """
     count = uses(graph)
     for name in taken:
-        count[name] += 1
+        count[name] = count.get(name, 0) + 1
     makers = {name: index for index, node in enumerate(graph.node) for name in node.output}
     gone: set[str] = set()
     queue = list(replaced)
