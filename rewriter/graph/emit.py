@@ -60,7 +60,9 @@ def emit(
         tensor, size = given, in_size
         for stage, word in zip(branch, _words(branch), strict=True):
             alone = len(branch) == 1 and not several
-            node_name = names.new(name if alone else f"{prefix}/{word}")
+            wanted = name if alone else f"{prefix}/{word}"
+            # what has no name is called after its output, and is found by that again
+            node_name = wanted if wanted == output else names.new(wanted)
             last = stage is branch[-1] and not several
             target = output if last else names.new(f"{node_name}_output")
             lowered = _lowered(stage, size, node_name, tensor, target, names, dtype)
