@@ -111,6 +111,7 @@ def apply(
     unpinned = graph.unpin(original)
     planned = {site.node: site.weight_shape for site in saved.sites}
     ground = prepare.exact_steps(unpinned, (), saved.block, planned)
+    ground = prepare.with_maxima(ground, (), saved.maxima)
     base, sites = ground.model, ground.sites
     passes = prepare.named_passes(None)
     matched = planfile.match(

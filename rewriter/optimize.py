@@ -7,7 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from rewriter import fitting, graph, macs, network, planfile, prepare, refit, rounding, runtime, search, table
+from rewriter import (
+    activations,
+    fitting,
+    graph,
+    macs,
+    network,
+    planfile,
+    prepare,
+    refit,
+    rounding,
+    runtime,
+    search,
+    table,
+)
 from rewriter.adjoint import output_metrics
 from rewriter.cache import Cache
 from rewriter.command import command_line
@@ -147,8 +160,7 @@ def optimize(
     unpinned = graph.unpin(original)
     grid = Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)))
     ground = prepare.exact_steps(unpinned, exclude, grid.block)
-    base, sites = ground.model, ground.sites
-    halves = any(site.dtype == np.float16 for site in sites)
+    halves = any(site.dtype == np.float16 for site in ground.sites)
     rounded = HALF_MAX_DRIFT if halves else EXACT_MAX_DRIFT
     default = rounded if exact else {} if by_macs else DEFAULT_MAX_DRIFT
     budgets = dict(max_drift or default)
@@ -156,6 +168,9 @@ def optimize(
     samples = parts(unpinned, given, shapes, seed)
     remarks = samples.remarks
     feeds = prepare.deployed_feeds(original, samples.fit, batch, shapes)
+    maxima = () if by_macs else activations.faster_maxima(ground.model, feeds, target, progress)
+    ground = prepare.with_maxima(ground, exclude, maxima)
+    base, sites = ground.model, ground.sites
     judge = Judge(
         original, budgets, samples.choosing, samples.final, seed, strict=strict, target=target.precise
     )
@@ -269,6 +284,7 @@ def optimize(
             block=grid.block,
             samples=fitted,
             gradients=draws,
+            maxima=maxima,
         )
         plan_text = planfile.to_json(saved)
     settings = {

@@ -229,12 +229,14 @@ def _is(round_: Round, trial: Trial | None) -> bool:
 def _steps(original: Model, base: Model) -> tuple[str, ...]:
     """What was done to a model before any rewrite."""
     freed = len(original.pinned) - len(base.pinned)
-    folded = graph.computing(original) - graph.computing(base)
+    maxima = len(graph.find_sloped(original)) - len(graph.find_sloped(base))
+    folded = graph.computing(original) - graph.computing(base) + maxima
     dead = graph.removed_channels(original, base)
     return (
         *((f"{freed} weights are no longer graph inputs",) if freed else ()),
         *((f"{plural(folded, 'node')} folded into the convolutions beside",) if folded else ()),
         *((f"{plural(dead, 'dead channel')} removed from convolutions",) if dead else ()),
+        *((f"{plural(maxima, 'PRelu')} as Mul and Max",) if maxima else ()),
     )
 
 

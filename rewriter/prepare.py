@@ -1,6 +1,6 @@
 """Options, files and samples -> what a run needs, or one line that says what is wrong with them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -182,6 +182,16 @@ def exact_steps(
     if smaller is not folded:
         sites, refusals = choose_sites(smaller, exclude)
     return Base(smaller, sites, refusals, whole)
+
+
+def with_maxima(base: Base, exclude: Sequence[str], outputs: Collection[str]) -> Base:
+    """The same with some of its PRelus, by what they give, as a Mul and a Max where that is the same."""
+    wanted = {each.output for each in graph.find_sloped(base.model)}.intersection(outputs)
+    if not wanted:
+        return base
+    model = graph.as_maxima(base.model, wanted)
+    sites, refusals = choose_sites(model, exclude)
+    return Base(model, sites, refusals, base.whole)
 
 
 def _some(names: set[str]) -> str:

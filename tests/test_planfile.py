@@ -117,7 +117,9 @@ def test_round_trip_of_a_transposed_site(plan, tmp_path):
 
 
 def test_round_trip_of_other_settings(plan, tmp_path):
-    other = replace(plan, exact=True, threads=3, shapes={}, samples=0, gradients=0, sites=())
+    other = replace(
+        plan, exact=True, threads=3, shapes={}, samples=0, gradients=0, sites=(), maxima=("a", "b")
+    )
     (tmp_path / "plan.json").write_text(planfile.to_json(other))
     assert planfile.read(tmp_path / "plan.json") == other
 

@@ -84,6 +84,7 @@ class SavedPlan:
         samples: How many samples the forms were fitted to; 0 where nothing was fitted.
         gradients: How many gradients told how much the outputs care about each direction; 0 likewise.
         sites: All that might have been rewritten, in the order of the graph.
+        maxima: The PRelus that are written as a Mul and a Max, by the tensors that they give.
     """
 
     tool: str
@@ -100,6 +101,7 @@ class SavedPlan:
     samples: int
     gradients: int
     sites: tuple[SavedSite, ...]
+    maxima: tuple[str, ...] = ()
 
 
 def record(
@@ -116,6 +118,7 @@ def record(
     block: int,
     samples: int,
     gradients: int,
+    maxima: Sequence[str] = (),
 ) -> SavedPlan:
     """What is kept of a plan for some sites; the other arguments are those of `SavedPlan`."""
     return SavedPlan(
@@ -132,6 +135,7 @@ def record(
         block=block,
         samples=samples,
         gradients=gradients,
+        maxima=tuple(maxima),
         sites=tuple(_site(site, taken) for site, taken in zip(sites, plan.chosen, strict=True)),
     )
 

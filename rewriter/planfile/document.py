@@ -38,6 +38,7 @@ def to_json(plan: SavedPlan) -> str:
         "block": plan.block,
         "samples": plan.samples,
         "gradients": plan.gradients,
+        **({"maxima": list(plan.maxima)} if plan.maxima else {}),
     }
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
     sites = ",\n    ".join(json.dumps(_from_site(site)) for site in plan.sites)
@@ -93,6 +94,7 @@ def _plan(given: Fields) -> SavedPlan:
         block=given.count("block", 1),
         samples=given.count("samples", 0 if exact else 1),
         gradients=given.count("gradients", 0 if exact else 1),
+        maxima=given.texts("maxima") if "maxima" in given else (),
         sites=tuple(map(_site, given.objects("sites"))),
     )
 
