@@ -10,10 +10,25 @@ import numpy.typing as npt
 import onnx
 
 FOLDED: Final = frozenset(
-    {"Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose"}
-    | {"Unsqueeze", "Add", "Div", "Mul", "Sub"}
+    {
+        "Cast",
+        "Concat",
+        "ConstantOfShape",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "Reshape",
+        "Shape",
+        "Slice",
+    }
+    | {"Squeeze", "Transpose", "Unsqueeze", "Abs", "Add", "Div", "Mul", "Neg", "Pow", "Sqrt", "Sub"}
+    | {"ReduceL2", "ReduceMean", "ReduceSum"}
 )
-"""Operators of one output whose value is told where their inputs are constant."""
+"""Operators of one output whose value is told where their inputs are constant.
+
+Layouts and sizes, as exporters write those of weights and pads; and what normalises weights.
+"""
 
 
 def evaluated(
