@@ -10,20 +10,9 @@ import numpy.typing as npt
 import onnx
 
 FOLDED: Final = frozenset(
-    {
-        "Cast",
-        "Concat",
-        "ConstantOfShape",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "Reshape",
-        "Shape",
-        "Slice",
-    }
-    | {"Squeeze", "Transpose", "Unsqueeze", "Abs", "Add", "Div", "Mul", "Neg", "Pow", "Sqrt", "Sub"}
-    | {"ReduceL2", "ReduceMean", "ReduceSum"}
+    {"Cast", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Reshape"}
+    | {"Shape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+    | {"Add", "Div", "Mul", "Pow", "ReduceL2", "ReduceMean", "ReduceSum", "Sqrt", "Sub"}
 )
 """Operators of one output whose value is told where their inputs are constant.
 

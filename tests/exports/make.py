@@ -67,12 +67,12 @@ class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.enter = nn.Conv2d(1, 8, 3, padding=1)
-        self.down = nn.Conv2d(8, 12, 3, padding=1)
-        self.norm = nn.GroupNorm(3, 12)
-        self.bottom = nn.Conv2d(12, 12, 3, padding=2, dilation=2)
-        self.up = nn.ConvTranspose2d(12, 8, 2, 2)
-        self.merge = nn.Conv2d(16 + 12, 8, 3, padding=1)
-        self.leave = nn.Conv2d(8, 2, 1)
+        self.down = nn.Conv2d(8, 16, 3, padding=1)
+        self.norm = nn.GroupNorm(4, 16)
+        self.bottom = nn.Conv2d(16, 16, 3, padding=2, dilation=2)
+        self.up = nn.ConvTranspose2d(16, 8, 2, 2)
+        self.merge = nn.Conv2d(8 + 8 + 16, 16, 3, padding=1)
+        self.leave = nn.Conv2d(16, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         first = functional.leaky_relu(self.enter(x), 0.1)
@@ -135,9 +135,9 @@ class Recurrent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(2, 6, 3, padding=1)
-        self.cell = Cell(6)
-        self.leave = nn.Conv2d(6, 4, 3, padding=1)
+        self.enter = nn.Conv2d(2, 12, 3, padding=1)
+        self.cell = Cell(12)
+        self.leave = nn.Conv2d(12, 12, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         state = torch.zeros_like(self.enter(x[:, 0]))
@@ -273,15 +273,15 @@ def channels_last(path: Path) -> None:
         return weight((channels, channels_in, size, size)).numpy().transpose(2, 3, 1, 0).copy()
 
     same = {"auto_pad": "SAME_UPPER"}
-    stem = convolution("image", "net/stem", kernel(3, 3, 12), strides=[2, 2], **same)
+    stem = convolution("image", "net/stem", kernel(3, 3, 16), strides=[2, 2], **same)
     first = add("Relu", "net/stem/Relu", stem)
-    deep = convolution(first, "net/depthwise", kernel(3, 1, 12), group=12, pads=[1, 1, 1, 1])
+    deep = convolution(first, "net/depthwise", kernel(3, 1, 16), group=16, pads=[1, 1, 1, 1])
     deep = add("Relu", "net/depthwise/Relu", deep)
-    deep = convolution(deep, "net/pointwise", kernel(1, 12, 12))
-    deep = convolution(add("Relu", "net/pointwise/Relu", deep), "net/wide", kernel(3, 12, 12), **same)
+    deep = convolution(deep, "net/pointwise", kernel(1, 16, 16))
+    deep = convolution(add("Relu", "net/pointwise/Relu", deep), "net/wide", kernel(3, 16, 16), **same)
     joined = add("Relu", "net/add/Relu", add("Add", "net/add", deep, first))
     mean = add("ReduceMean", "net/mean", joined, axes=[1, 2], keepdims=0)
-    head = held("net/head/kernel", weight((5, 12)).numpy().T.copy())
+    head = held("net/head/kernel", weight((5, 16)).numpy().T.copy())
     nodes.append(helper.make_node("MatMul", [mean, head], ["scores"], "net/head"))
     graph = helper.make_graph(
         nodes,
