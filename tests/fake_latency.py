@@ -14,6 +14,7 @@ import pytest
 
 from rewriter import graph, latency
 from rewriter.latency import Latency
+from rewriter.runtime import Session, Target
 from rewriter.serialized import Parts, Serialized
 
 MACS_PER_MS = 1e6
@@ -46,15 +47,18 @@ def _convolutions(
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*inferred.input, *inferred.value_info, *inferred.output)
     }
-    kernels = {tensor.name: tensor.dims for tensor in inferred.initializer}
-    return [
-        (
-            kernels.get(node.input[1]) or sizes[node.input[1]],
-            sizes[node.output[0] if node.op_type == "Conv" else node.input[0]],
-        )
+    sizes.update((tensor.name, list(tensor.dims)) for tensor in inferred.initializer)
+    found = [
+        (node.input[1], node.output[0] if node.op_type == "Conv" else node.input[0])
         for node in inferred.node
         if node.op_type in ("Conv", "ConvTranspose")
     ]
+    # behind sizes that are computed there is no way but to run the model
+    if unknown := [name for pair in found for name in pair if not all(sizes.get(name) or [0])]:
+        data = graph.with_outputs(graph.Model(onnx.load_model_from_string(_own(data))), unknown)
+        values = Session(data, Target(threads=1)).run(feeds)
+        sizes.update((name, values[name].shape) for name in unknown)
+    return [(sizes[kernel], sizes[values]) for kernel, values in found]
 
 
 def held_bytes(data: Serialized, feeds: Mapping[str, np.ndarray]) -> int:

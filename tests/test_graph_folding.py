@@ -28,6 +28,8 @@ def _spliced(found: graph.Model) -> graph.Model:
         ("u = Cast<to=11>(w) v = Cast<to=1>(u)", (4, 3, 3, 3), 13),
         ("u = Identity(w) v = Mul(u, g)", (4, 3, 3, 3), 13),
         ("v = Concat<axis=0>(w, w)", (2, 3, 3, 3), 13),
+        ("n = ReduceL2<axes=[1,2,3]>(w) d = Div(w, n) v = Mul(d, g)", (4, 3, 3, 3), 17),
+        ("m = ReduceMean(w) c = Sub(w, m) q = Mul(c, c) t = ReduceSum(q) v = Div(c, t)", (4, 3, 3, 3), 17),
     ],
 )  # fmt: skip
 def test_weights_behind_constant_nodes(
@@ -41,6 +43,36 @@ def test_weights_behind_constant_nodes(
     assert distance(run(found.bytes(), feeds), run(spliced.bytes(), feeds)) < 1e-6
     assert [node.op_type for node in spliced.proto.graph.node] == ["Conv"]
     assert "w" not in {each.name for each in spliced.proto.graph.initializer}
+
+
+def test_pads_of_nodes_on_constants_are_folded(rng: np.random.Generator) -> None:
+    """As PyTorch's older exporter writes them: last axis first, zeros for the axes that are not told."""
+    found = model(
+        f"""{IN_OUT} {{
+            told = Constant<value_ints=[1,2,0,3]>()
+            count = Constant<value_ints=[4]>()
+            zeros = ConstantOfShape<value=int64[1] {{0}}>(count)
+            joined = Concat<axis=0>(told, zeros)
+            pairs = Constant<value_ints=[-1,2]>()
+            rows = Reshape(joined, pairs)
+            start = Constant<value_ints=[-1]>()
+            end = Constant<value_ints=[-9223372036854775807]>()
+            axis = Constant<value_ints=[0]>()
+            turned = Slice(rows, start, end, axis, start)
+            columns = Transpose<perm=[1,0]>(turned)
+            flat = Reshape(columns, start)
+            pads = Cast<to=7>(flat)
+            p = Pad(x, pads)
+            [c] y = Conv(p, w)
+        }}""",
+        w=random(rng, 4, 3, 3, 3),
+    )
+    folded = graph.fold_front(found, graph.find_sites(found)[0])
+    (conv,) = folded.proto.graph.node
+    assert conv.op_type == "Conv"
+    assert site(folded, "c").conv.pads == (0, 1, 3, 2)
+    feeds = random_feeds(found, rng)
+    assert distance(run(found.bytes(), feeds), run(folded.bytes(), feeds)) < 3e-6
 
 
 def test_a_weight_that_others_take_stays(rng: np.random.Generator) -> None:

@@ -270,29 +270,41 @@ def test_channels_that_do_not_fill_the_targets_blocks_have_no_rank():
     assert not WinogradTiles().ranks(conv, Grid(16))
 
 
-def test_an_old_model_is_raised_to_the_opset_that_the_nodes_need(rng):
+@pytest.mark.parametrize("opset", [6, 7])
+def test_an_old_model_is_raised_to_the_opset_that_the_nodes_need(rng, opset):
     weights = {name: rng.standard_normal((16, 16, 3, 3)).astype(np.float32) for name in ("w", "v")}
-    old = MODEL.replace("float[N,16,H,W] x", "float[1,16,8,8] x")
-    found = model('<ir_version: 3, opset_import: ["" : 7]>' + old.replace(", b)", ")"), **weights)
+    old = MODEL.replace("float[N,16,H,W] x", "float[1,16,8,8] x").replace("Add", "Sum")
+    found = model(f'<ir_version: 3, opset_import: ["" : {opset}]>' + old.replace(", b)", ")"), **weights)
     stem = site(found, "stem")
     assert stem.obstacle is None
     after = graph.splice(found, [(stem, Rewrite(((stem.conv.with_(lowering=Winograd((2, 2))),),)))])
-    assert (found.opset, after.opset) == (7, 10)
+    assert (found.opset, after.opset) == (opset, 10)
     x = rng.standard_normal((1, 16, 8, 8)).astype(np.float32)
     before, now = (run(each.bytes(), {"x": x})["y"] for each in (found, after))
     assert np.linalg.norm(now - before) < EXACT * np.linalg.norm(before)
 
 
-def test_a_model_that_cannot_be_raised_says_why(rng):
-    sliced = """
-    <ir_version: 4, opset_import: ["" : 9]>
-    agraph (float[1,16,8,8] x) => (float[1,16,4,8] y) {
+@pytest.mark.parametrize(
+    ("opset", "node"),
+    [
+        (9, "Slice<axes=[2], starts=[0], ends=[4]>(h)"),
+        (6, "Add<broadcast=1>(h, b)"),
+        (7, "Crop<border=[0,2,0,2]>(h)"),
+    ],
+)
+def test_a_model_that_cannot_be_raised_says_why(rng, opset, node):
+    text = f"""
+    <ir_version: 4, opset_import: ["" : {opset}]>
+    agraph (float[1,16,8,8] x) => (float[1,16,H,W] y) {{
         [stem] h = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w)
-        y = Slice<axes=[2], starts=[0], ends=[4]>(h)
-    }
+        y = {node}
+    }}
     """
-    found = model(sliced.strip(), w=rng.standard_normal((16, 16, 3, 3)).astype(np.float32))
+    found = model(
+        text.strip(), w=rng.standard_normal((16, 16, 3, 3)).astype(np.float32), b=np.ones(8, np.float32)
+    )
     stem = site(found, "stem")
-    assert "Slice" in stem.obstacle
-    with pytest.raises(ValueError, match="Slice"):
+    changed = node.partition("<")[0]
+    assert changed in stem.obstacle
+    with pytest.raises(ValueError, match=changed):
         graph.splice(found, [(stem, Rewrite(((stem.conv.with_(lowering=Winograd((2, 2))),),)))])

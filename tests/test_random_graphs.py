@@ -6,25 +6,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from graphs import halves, only, run
+from forms import forms
+from graphs import only, run
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from random_graphs import Drawn, nets
 
-import passes
-from passes.winograd import TILES
 from rewriter import graph
 from rewriter.calibration import Walk, apply
-from rewriter.conv import Grid, Rewrite
 from rewriter.graph.constants import FOLDED
-from rewriter.metric import Metric
 from rewriter.runtime import Target
-from rewriter.winograd import Winograd
 
 COUNT = int(os.environ.get("RANDOM_GRAPHS", "0"))
 TARGET = Target(threads=1)
@@ -40,29 +35,6 @@ _many = settings(
 )
 
 
-def _forms(site: graph.Site) -> Iterator[tuple[str, Rewrite]]:
-    """Everything that computes the same as a site."""
-    conv = site.conv
-    yield "as it is", only(conv)
-    yield "halves", halves(conv)
-    for each in passes.PASSES:
-        if each.refuse(conv) or (each.lowers and site.obstacle):
-            continue
-        ranks = list(each.ranks(conv, Grid(1)))[-1:] if each.exact else [_full(each.name, conv)]
-        yield from ((each.name, made) for made in each.rewrites(conv, ranks, Metric.isotropic(conv)))
-    for tile in TILES:
-        m = tuple(1 if taps == 1 else size for size, taps in zip(tile, conv.kernel_shape, strict=False))
-        if site.obstacle is None and Winograd(m).refuse(conv) is None:
-            yield "tiles", Rewrite(((conv.with_(lowering=Winograd(m)),),))
-
-
-def _full(name: str, conv) -> tuple[int, ...]:
-    if name == "grouped_pointwise":
-        size = max(conv.weight.shape[1] // 2, 1)
-        return (size, conv.in_channels // size * 1000)
-    return (1000, 1000) if name == "tucker2" else (1000,)
-
-
 @_many
 @given(nets(), st.data())
 def test_random_graphs(net: Drawn, data: st.DataObject) -> None:
@@ -76,7 +48,7 @@ def test_random_graphs(net: Drawn, data: st.DataObject) -> None:
     chosen = []
     for site in sites:
         if data.draw(st.integers(0, 3)):
-            plain, halved, *others = _forms(site)
+            plain, halved, *others = forms(site)
             name, made = data.draw(st.sampled_from([plain, halved, *others, *others, *others]))
             event(name)
             chosen.append((site, made))

@@ -10,10 +10,14 @@ import numpy.typing as npt
 import onnx
 
 FOLDED: Final = frozenset(
-    {"Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose"}
-    | {"Unsqueeze", "Add", "Div", "Mul", "Sub"}
+    {"Cast", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Reshape"}
+    | {"Shape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+    | {"Add", "Div", "Mul", "Pow", "ReduceL2", "ReduceMean", "ReduceSum", "Sqrt", "Sub"}
 )
-"""Operators of one output whose value is told where their inputs are constant."""
+"""Operators of one output whose value is told where their inputs are constant.
+
+Layouts and sizes, as exporters write those of weights and pads; and what normalises weights.
+"""
 
 
 def evaluated(

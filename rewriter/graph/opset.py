@@ -14,9 +14,9 @@ from rewriter.graph.scope import graphs
 LOWERED: Final = 10
 """The opset of a model with transformed convolutions: Slice takes its ends as an input from there on."""
 
-# Before it broadcasting had to be asked for.
-_OLDEST: Final = 7
-# Up to LOWERED these only take more types, more inputs of a kind, or attributes that may be left out.
+# Here much changed that older models mean otherwise, broadcasting above all.
+_BROADCASTING: Final = 7
+# From there to LOWERED these only take more types, more inputs of a kind, or attributes that may be left out.
 _GREW: Final = frozenset(
     {"AveragePool", "BatchNormalization", "Cast", "Constant", "Dropout", "Flatten", "Gemm", "Greater", "Less"}
     | {"MatMul", "Max", "MaxPool", "Mean", "Min", "PRelu", "Sum"}
@@ -28,7 +28,7 @@ def obstacle(model: Model) -> str | None:
     if model.opset >= LOWERED:
         return None
     too_old = f"the model's opset is {model.opset}; transformed convolutions need {LOWERED}"
-    if model.opset < _OLDEST or model.proto.functions:
+    if model.proto.functions:
         return f"{too_old}; convert the model first"
     nodes = [node for graph in graphs(model.proto) for node in graph.node]
     changed = next(_changed(nodes, model.opset), None)
@@ -50,11 +50,15 @@ def _changed(nodes: Iterable[onnx.NodeProto], opset: int) -> Iterator[str]:
         if node.domain not in ONNX_DOMAINS:
             continue
         try:
-            versions = {onnx.defs.get_schema(node.op_type, at).since_version for at in (opset, LOWERED)}
+            old, middle, new = (
+                onnx.defs.get_schema(node.op_type, at).since_version
+                for at in (opset, max(opset, _BROADCASTING), LOWERED)
+            )
         except onnx.defs.SchemaError:
             yield node.op_type
             continue
         special = node.op_type == "BatchNormalization" and attribute(node, "spatial", 1) != 1
         more = node.op_type in ("BatchNormalization", "Dropout") and any(node.output[1:])
-        if len(versions) > 1 and (node.op_type not in _GREW or special or more):
+        grew = node.op_type in _GREW and not special and not more
+        if old != middle or (middle != new and not grew):
             yield node.op_type

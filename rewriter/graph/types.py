@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import prod
+from typing import Final
 
 import onnx
 
 from rewriter.errors import ModelError
+from rewriter.graph.attributes import ONNX_DOMAINS, attribute
 from rewriter.graph.model import Model, dims, initializer_names
 from rewriter.graph.scope import consumed, graphs
 
 # Of weights with more values inference is told the type only; it needs small ones (shapes, axes) by value.
 _VALUES_UP_TO = 128
+
+# Withdrawn operators that work value by value; ONNX Runtime still has them.
+_IN_PLACE: Final = frozenset({"Affine", "ImageScaler", "ParametricSoftplus", "ScaledTanh"})
 
 Types = Mapping[str, onnx.TypeProto]
 
@@ -21,7 +26,7 @@ def infer_types(model: Model) -> Types:
     """The types of the tensors of the top graph, those of operators unknown to ONNX guessed.
 
     An operator without a schema (a custom or withdrawn one) is taken to pass on the element type of its first
-    input; float where that has none.
+    input; float where that has none. Of some withdrawn ones the shape is known, too.
 
     Raises:
         ModelError: The model's own types contradict each other.
@@ -57,7 +62,7 @@ def _skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
     skeleton.functions.extend(proto.functions)
     graph = skeleton.graph
     graph.name = proto.graph.name or "graph"
-    graph.node.extend(proto.graph.node)
+    graph.node.extend(map(_known_today, proto.graph.node))
     graph.output.extend(proto.graph.output)
     graph.value_info.extend(value for value in proto.graph.value_info if value.HasField("type"))
     defaults = initializer_names(proto.graph)
@@ -74,6 +79,21 @@ def _skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
             onnx.helper.make_tensor_value_info(sparse.values.name, sparse.values.data_type, list(sparse.dims))
         )
     return skeleton
+
+
+def _known_today(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A node that gives the same shape, for some withdrawn operators; else the node itself."""
+    if node.domain not in ONNX_DOMAINS:
+        return node
+    if node.op_type in _IN_PLACE:
+        return onnx.helper.make_node("Identity", node.input[:1], node.output[:1])
+    border = attribute(node, "border")
+    counts = isinstance(border, list) and [each for each in border if isinstance(each, int)]
+    if node.op_type == "Crop" and counts and len(counts) == 4 and attribute(node, "scale") is None:
+        left, top, right, bottom = counts
+        pads = [0, 0, -top, -left, 0, 0, -bottom, -right]
+        return onnx.helper.make_node("Pad", node.input[:1], node.output[:1], pads=pads)
+    return node
 
 
 def _forget_shapes(skeleton: onnx.ModelProto) -> None:

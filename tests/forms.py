@@ -1,0 +1,37 @@
+"""Every form of a convolution that computes the same up to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from graphs import halves, only
+
+import passes
+from passes.winograd import TILES
+from rewriter import graph
+from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.metric import Metric
+from rewriter.winograd import Winograd
+
+
+def forms(site: graph.Site) -> Iterator[tuple[str, Rewrite]]:
+    """Everything that computes the same as a site."""
+    conv = site.conv
+    yield "as it is", only(conv)
+    yield "halves", halves(conv)
+    for each in passes.PASSES:
+        if each.refuse(conv) or (each.lowers and site.obstacle):
+            continue
+        ranks = list(each.ranks(conv, Grid(1)))[-1:] if each.exact else [_full(each.name, conv)]
+        yield from ((each.name, made) for made in each.rewrites(conv, ranks, Metric.isotropic(conv)))
+    for tile in TILES:
+        m = tuple(1 if taps == 1 else size for size, taps in zip(tile, conv.kernel_shape, strict=False))
+        if site.obstacle is None and Winograd(m).refuse(conv) is None:
+            yield "tiles", Rewrite(((conv.with_(lowering=Winograd(m)),),))
+
+
+def _full(name: str, conv: Conv) -> tuple[int, ...]:
+    if name == "grouped_pointwise":
+        size = max(conv.weight.shape[1] // 2, 1)
+        return (size, conv.in_channels // size * 1000)
+    return (1000, 1000) if name == "tucker2" else (1000,)
