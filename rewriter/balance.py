@@ -98,5 +98,6 @@ def _sizes(branch: Branch, count: int, conv: Conv, moments: Moments) -> Array:
 def _middle(stage: Conv, channels: int) -> Conv:
     """A stage that hands so many channels on as they are, read in the middle of its kernel."""
     weight = np.zeros((channels, 1, *stage.kernel_shape))
-    weight[(..., *(taps // 2 for taps in stage.kernel_shape))] = 1.0
+    middle: tuple[slice | int, ...] = (slice(None), 0, *(taps // 2 for taps in stage.kernel_shape))
+    weight[middle] = 1.0
     return stage.with_(weight=weight, bias=None, group=channels)
