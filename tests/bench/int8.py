@@ -6,8 +6,8 @@ Static quantization by onnxruntime.quantization as its documentation has it for 
 its own preprocessing, QDQ nodes, a scale for each channel of the weights, ranges by smallest and largest
 value over at most 100 calibration inputs. Weights of eight bits lose least, but pairs of products saturate
 there, which costs some models more than the eighth bit brings, so both are tried and each model, original or
-rewritten, has the better one. (Of seven bits the last layer of sr_espcn_pytorch_x3 loses 11 dB, of
-eight 2: most of its weights are far below its largest, and on bright inputs their errors add up.)
+rewritten, has the better one on the evaluation samples. (With seven bits sr_espcn_pytorch_x3 loses 11 dB, all
+but 2 of them in its last layer; it is the rounding, as without any optimisation it loses the same.)
 
 Where there are calibration inputs enough, scores in int8 are means over several draws of them: of a few
 hundred samples one draw more or less is some chance.
