@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rewriter import calibration, linalg
+from rewriter.balance import balanced
 from rewriter.calibration import Walk
 from rewriter.conv import Array, Conv, Grid, Ints, Refusal, Rewrite
 from rewriter.errors import PlanError
@@ -177,6 +178,7 @@ def in_form(site: Site, form: Form, passes: Mapping[str, "Pass"], conv: Conv, me
     """
     assert form.pass_name is not None
     (rewrite,) = passes[form.pass_name].rewrites(conv, [form.rank], metric)
+    rewrite = balanced(rewrite, conv, metric.input)
     try:
         return rewrite.lowered_as(form.lowerings)
     except ValueError as error:

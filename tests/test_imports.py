@@ -22,7 +22,7 @@ TIERS = (
     {"lowering", "metric", "samples"},
     {"graph", "runtime", "_worker"},
     {"sources"},
-    {"_measures", "adjoint", "budget", "calibration", "drift", "latency", "meter"},
+    {"_measures", "adjoint", "balance", "budget", "calibration", "drift", "latency", "meter"},
     {"limits", "plan"},
     {
         "activations",

@@ -107,6 +107,13 @@ def test_round_trip(plan, tmp_path):
     assert sum('"node"' in line for line in text.splitlines()) == len(plan.sites)
 
 
+def test_round_trip_of_a_rank_without_one_of_its_stages(plan, tmp_path):
+    form = replace(FORM, pass_name="exact_channels", rank=(0, 1, 8))
+    plan = replace(plan, sites=(replace(plan.sites[0], form=form),))
+    (tmp_path / "plan.json").write_text(planfile.to_json(plan), encoding="utf-8")
+    assert planfile.read(tmp_path / "plan.json") == plan
+
+
 def test_round_trip_of_a_transposed_site(plan, tmp_path):
     form = replace(FORM, pass_name="sub_pixel", rank=(2, 2), lowerings=((SubPixel(),),))
     site = replace(plan.sites[0], input_dilations=(2, 2), form=form)
@@ -173,7 +180,7 @@ def test_fields_of_another_kind(tmp_path, document, name, value, message):
     [
         ("pass", None, "has no sites[1].form.pass, which is a text"),
         ("rank", [], "has [] as sites[1].form.rank"),
-        ("rank", [0], "has [0] as sites[1].form.rank"),
+        ("rank", [-1], "has [-1] as sites[1].form.rank"),
         ("rank", [[8]], "has [[8]] as sites[1].form.rank"),
         ("latency_ms", float("nan"), "has NaN as sites[1].form.latency_ms, which is a number of at least 0"),
         ("predicted_drift", 10**400, "as sites[1].form.predicted_drift"),

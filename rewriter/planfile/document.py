@@ -122,7 +122,7 @@ def _input_dilations(given: Fields) -> Ints:
 def _form(given: Fields) -> SavedForm:
     return SavedForm(
         pass_name=given.text("pass"),
-        rank=given.counts("rank", 1),
+        rank=given.counts("rank", 0),
         lowerings=_lowerings(given) if "lowerings" in given else (),
         predicted_error=given.number("predicted_error"),
         predicted_drift=given.number("predicted_drift"),
