@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Protocol
 
-from rewriter.conv import Branch, Conv, Direct, Grid, Ints, Rewrite
+from rewriter.conv import Conv, Direct, Ints
+from rewriter.grid import Grid
 from rewriter.metric import Metric, free_bias
+from rewriter.rewrite import Branch, Rewrite
 
 Rank = Ints
 

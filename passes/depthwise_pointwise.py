@@ -20,9 +20,11 @@ import numpy as np
 
 from passes import separable, stages
 from passes.base import WORTHWHILE, Rank, finished
-from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.conv import Conv
 from rewriter.factor.blocks import blocks_then_dense
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Rewrite
 
 
 @dataclass(frozen=True, slots=True)

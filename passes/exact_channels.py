@@ -19,10 +19,12 @@ import numpy as np
 
 from passes import stages, support
 from passes.base import DEPTHWISE, WORTHWHILE, Rank, finished
-from rewriter.conv import Array, Branch, Conv, Grid, Rewrite
+from rewriter.conv import Array, Conv
 from rewriter.factor import exact
 from rewriter.factor.exact import Level
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Branch, Rewrite
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,11 @@ import numpy as np
 
 from passes import stages
 from passes.base import Rank, finished
-from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.conv import Conv
 from rewriter.factor.blocks import blocks_then_dense
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Rewrite
 
 # A rewrite with more multiply-adds than this share of the original's cannot pay: two stages, one of them in
 # groups, run at a lower rate than one.

@@ -19,8 +19,10 @@ import numpy as np
 from passes import stages
 from passes.base import DEPTHWISE, WORTHWHILE, Rank, finished, no_cheaper
 from rewriter import factor
-from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.conv import Conv
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Rewrite
 
 # With more outputs a group the stages of Tucker-2 have room on both sides.
 FEW = 16

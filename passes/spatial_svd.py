@@ -20,8 +20,10 @@ import numpy as np
 from passes import stages
 from passes.base import DEPTHWISE, WORTHWHILE, Rank, finished, no_cheaper
 from rewriter import factor
-from rewriter.conv import Array, Conv, Grid, Ints, Rewrite
+from rewriter.conv import Array, Conv, Ints
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Rewrite
 
 # The dearer order is tried only within this ratio of the cheaper one: a rank stands for one cost.
 LEVEL = 1.1

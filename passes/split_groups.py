@@ -14,8 +14,10 @@ from typing import ClassVar
 
 from passes import support
 from passes.base import Rank, finished
-from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.conv import Conv
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Rewrite
 
 
 @dataclass(frozen=True, slots=True)

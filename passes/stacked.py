@@ -19,9 +19,11 @@ from typing import ClassVar
 import numpy as np
 
 from passes.base import DEPTHWISE, WORTHWHILE, Rank, finished, no_cheaper
-from rewriter.conv import Conv, Direct, Grid, Ints, Rewrite
+from rewriter.conv import Conv, Direct, Ints
 from rewriter.factor.stack import small_then_small
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Rewrite
 
 # Taps along an axis up to which two kernels are no cheaper than one.
 SHORT = 3

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
-from rewriter.conv import Array, Branch, Conv, Ints
+from rewriter.conv import Array, Conv, Ints
+from rewriter.rewrite import Branch
 
 
 def pointwise(conv: Conv, weight: Array) -> Conv:

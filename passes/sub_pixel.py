@@ -16,8 +16,10 @@ from typing import ClassVar
 import numpy as np
 
 from passes.base import Rank
-from rewriter.conv import Conv, Direct, Grid, Rewrite
+from rewriter.conv import Conv, Direct
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Rewrite
 from rewriter.transposed import SubPixel
 
 

@@ -19,8 +19,10 @@ import numpy as np
 from passes import stages
 from passes.base import DEPTHWISE, WORTHWHILE, Rank, finished, no_cheaper
 from rewriter import factor
-from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.conv import Conv
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Rewrite
 
 # The shares of the channels that are tried on the input side; on the output side the same share or the next.
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)

@@ -15,8 +15,10 @@ from typing import ClassVar
 import numpy as np
 
 from passes.base import Rank
-from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.conv import Conv
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Rewrite
 from rewriter.winograd import Winograd, in_tiles, narrow
 
 # Outputs of a tile along each axis; which is best depends on the map's size, the channels and the caches.

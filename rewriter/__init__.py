@@ -10,7 +10,8 @@ The house, from the ground up; nothing imports what stands below it here:
     errors, progress      the exceptions; every message says how to mend what is wrong; stages of a run
     files, version        files written whole or not at all, several of them together; which version this is
     cache                 latencies kept from run to run
-    conv, linalg, factor  a convolution, its rewrites and their cost; factorisations, arrays to arrays
+    conv, rewrite, grid   a convolution and its cost; what stands for it; the ranks that a target likes
+    linalg, factor        factorisations, arrays to arrays
     metric                what a convolution's input looks like, and the error of a rewrite under it
     toomcook, winograd    the transforms of tiles; where they apply and what they cost
     transposed            transposed convolutions, as one node and by their phases
@@ -28,6 +29,8 @@ The house, from the ground up; nothing imports what stands below it here:
     prepare, parts        options and samples made ready, or one line that says what is wrong
     judge                 models measured against the original, on samples kept for that
     parting               where two models part, tensor by tensor
+    activations           those that the target computes faster in another form
+    balance               the scales of the channels between the stages of a rewrite
     fitting, sensitivity, table      candidates fitted to the samples, what each costs in drift and in time
     rounding              the error of exact forms against float64, and those that lose too much
     profile               times of a runtime's kernels, told to the layers of the model

@@ -14,8 +14,9 @@ Factorisations leave one factor orthonormal, so that c or r falls as the singula
 import numpy as np
 import numpy.typing as npt
 
-from rewriter.conv import Array, Branch, Conv, Rewrite
+from rewriter.conv import Array, Conv
 from rewriter.metric import Moments
+from rewriter.rewrite import Branch, Rewrite
 
 Powers = npt.NDArray[np.int32]
 

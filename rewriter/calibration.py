@@ -18,8 +18,9 @@ import scipy.linalg
 import scipy.linalg.blas
 
 from rewriter import graph
-from rewriter.conv import Array, Conv, Ints, Rewrite
+from rewriter.conv import Array, Conv, Ints
 from rewriter.metric import Moments
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Session, Target
 from rewriter.samples import Feeds
 

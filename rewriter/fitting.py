@@ -10,12 +10,14 @@ import numpy as np
 from rewriter import calibration, linalg
 from rewriter.balance import balanced
 from rewriter.calibration import Walk
-from rewriter.conv import Array, Conv, Grid, Ints, Refusal, Rewrite
+from rewriter.conv import Array, Conv, Ints
 from rewriter.errors import PlanError
 from rewriter.graph import Model, Site
+from rewriter.grid import Grid
 from rewriter.metric import Metric, Moments, relative_error
 from rewriter.plan import Candidate, Form
 from rewriter.progress import Progress
+from rewriter.rewrite import Refusal, Rewrite
 from rewriter.runtime import Target, cores
 from rewriter.samples import Feeds
 

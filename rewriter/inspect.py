@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import passes as catalogue
 from rewriter import fitting, graph, prepare, runtime
-from rewriter.conv import Grid, Ints, Refusal
+from rewriter.conv import Ints
 from rewriter.graph import Layer, Site
+from rewriter.grid import Grid
 from rewriter.profile import inventory as layers_of
 from rewriter.profile import profile as profiled
 from rewriter.report import Inspection, LayerReport
+from rewriter.rewrite import Refusal
 from rewriter.runtime import Target
 
 

@@ -8,7 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from rewriter import linalg
-from rewriter.conv import Array, Conv, Rewrite
+from rewriter.conv import Array, Conv
+from rewriter.rewrite import Rewrite
 
 # Values a patch from which errors are summed in float32: several times faster, and a sum of squares loses
 # nothing.

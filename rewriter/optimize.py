@@ -24,8 +24,9 @@ from rewriter import (
 from rewriter.adjoint import output_metrics
 from rewriter.cache import Cache
 from rewriter.command import command_line
-from rewriter.conv import Grid, Ints
+from rewriter.conv import Ints
 from rewriter.frontier import trace
+from rewriter.grid import Grid
 from rewriter.judge import Judge
 from rewriter.limits import Limits
 from rewriter.outcome import Result, Wanted, put_together, result, told

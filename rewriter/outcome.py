@@ -12,13 +12,14 @@ import numpy as np
 
 from rewriter import files, graph, runtime
 from rewriter.closeup import Closeup, look
-from rewriter.conv import Cost, Refusal
+from rewriter.conv import Cost
 from rewriter.errors import OutputError
 from rewriter.graph import Model
 from rewriter.plan import Candidate
 from rewriter.profile import elsewhere
 from rewriter.report import Point, Report, SiteReport, check_path, rendered
 from rewriter.report.words import plural
+from rewriter.rewrite import Refusal
 from rewriter.search import Round, Trial
 from rewriter.verdict import Ending, Job
 from rewriter.version import version

@@ -10,7 +10,8 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from rewriter.conv import Cost, Ints, Lowerings, Rewrite
+from rewriter.conv import Cost, Ints
+from rewriter.rewrite import Lowerings, Rewrite
 
 
 class Form(Protocol):

@@ -12,9 +12,10 @@ import numpy.typing as npt
 import passes as catalogue
 from rewriter import adjoint, graph
 from rewriter import calibration as calibrate
-from rewriter.conv import Array, Cost, Ints, Refusal, Rewrite
+from rewriter.conv import Array, Cost, Ints
 from rewriter.errors import ModelError, OptionError
 from rewriter.graph import Model, Norm, Site
+from rewriter.rewrite import Refusal, Rewrite
 from rewriter.runtime import Session, Target
 from rewriter.samples import Feeds, InputSpec, Samples
 from rewriter.sources import load

@@ -8,10 +8,11 @@ import numpy as np
 
 from rewriter import calibration, fitting, linalg
 from rewriter.calibration import Joint, Walk
-from rewriter.conv import Array, Conv, Rewrite
+from rewriter.conv import Array, Conv
 from rewriter.graph import Model, Site
 from rewriter.plan import Form
 from rewriter.progress import Progress
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target
 from rewriter.samples import Feeds
 

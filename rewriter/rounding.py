@@ -15,11 +15,12 @@ import numpy.typing as npt
 
 from rewriter import calibration
 from rewriter.calibration import Walk
-from rewriter.conv import Array, Conv, Refusal, Rewrite
+from rewriter.conv import Array, Conv
 from rewriter.fitting import exact_rewrites
 from rewriter.graph import Model, Site
 from rewriter.plan import Candidate
 from rewriter.progress import Progress
+from rewriter.rewrite import Refusal, Rewrite
 from rewriter.runtime import Target
 from rewriter.samples import Feeds
 from rewriter.winograd import Winograd

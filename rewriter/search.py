@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from rewriter.conv import Rewrite
 from rewriter.graph import Site
 from rewriter.plan import Candidate, Plan, choose
 from rewriter.progress import Progress
+from rewriter.rewrite import Rewrite
 
 Rewrites = Sequence[tuple[Site, Rewrite]]
 Sites = Sequence[Sequence[Candidate]]

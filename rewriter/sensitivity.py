@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from rewriter import graph
 from rewriter.calibration import Walk, apply
-from rewriter.conv import Rewrite
 from rewriter.fitting import Survey
 from rewriter.progress import Progress
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Session, Target
 from rewriter.samples import Feeds
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from rewriter import graph, latency
 from rewriter.cache import Cache, Time
-from rewriter.conv import Conv, Ints, Lowering, Rewrite
+from rewriter.conv import Conv, Ints, Lowering
 from rewriter.graph import Site
 from rewriter.plan import Candidate, undominated
 from rewriter.progress import Progress
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target
 from rewriter.samples import Feeds
 from rewriter.transposed import SubPixel, stages_by_phases

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from rewriter.conv import Array, Conv, Ints, Rewrite
+    from rewriter.conv import Array, Conv, Ints
+    from rewriter.rewrite import Rewrite
 
 # So many times the multiply-adds have never paid (measured).
 _WASTE = 2.0

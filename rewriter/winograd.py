@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rewriter import toomcook
 
 if TYPE_CHECKING:
-    from rewriter.conv import Conv, Ints, Rewrite
+    from rewriter.conv import Conv, Ints
+    from rewriter.rewrite import Rewrite
 
 # The smallest block of channels that any target computes at once; the fast path takes whole blocks.
 BLOCK = 8

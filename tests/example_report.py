@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from rewriter import pictures
-from rewriter.conv import Cost, Refusal
+from rewriter.conv import Cost
 from rewriter.drift import Drift
 from rewriter.latency import Latency
 from rewriter.limits import Expense
@@ -26,6 +26,7 @@ from rewriter.report import (
     Times,
     WorstSample,
 )
+from rewriter.rewrite import Refusal
 from rewriter.search import Round
 
 EVIL = "a|b`c`[bold]<script>alert(1)</script>\x1b[2J\nnew @user _x_"

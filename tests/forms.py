@@ -9,8 +9,10 @@ from graphs import halves, only
 import passes
 from passes.winograd import TILES
 from rewriter import graph
-from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.conv import Conv
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Rewrite
 from rewriter.winograd import Winograd
 
 

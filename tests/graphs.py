@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 
 from rewriter import graph
-from rewriter.conv import Conv, Rewrite
+from rewriter.conv import Conv
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Session, Target
 
 

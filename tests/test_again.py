@@ -13,8 +13,9 @@ from graphs import distance, model, random, run
 
 import rewriter
 from rewriter import graph, outcome, search, version
-from rewriter.conv import Cost, Rewrite
+from rewriter.conv import Cost
 from rewriter.plan import Candidate, Plan
+from rewriter.rewrite import Rewrite
 
 TILED = """agraph (float[batch,32,24,24] x) => (float[batch,32,24,24] y) {
     [stem] h = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w)

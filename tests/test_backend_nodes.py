@@ -25,8 +25,10 @@ from graphs import only, run
 import passes
 from passes.winograd import TILES
 from rewriter import graph
-from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.conv import Conv
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Rewrite
 from rewriter.winograd import Winograd
 
 # By operator: the cases, those of them that are sites, and of these the forms that computed what is expected

@@ -12,8 +12,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 import passes
 from rewriter import calibration, fitting, graph
 from rewriter.balance import balanced
-from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.conv import Conv
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target
 
 TARGET = Target(threads=1)

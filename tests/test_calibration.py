@@ -7,9 +7,10 @@ from onnx.reference import ReferenceEvaluator
 
 from rewriter import calibration
 from rewriter.calibration import Walk
-from rewriter.conv import Conv, Rewrite
+from rewriter.conv import Conv
 from rewriter.graph import find_sites
 from rewriter.metric import Moments
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target
 
 

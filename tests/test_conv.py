@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
 from rewriter import graph
-from rewriter.conv import Conv, Cost, Direct, Grid, Rewrite
+from rewriter.conv import Conv, Cost, Direct
+from rewriter.grid import Grid
+from rewriter.rewrite import Rewrite
 from rewriter.winograd import Winograd
 
 

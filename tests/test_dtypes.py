@@ -15,7 +15,7 @@ from passes.channel_svd import ChannelSVD
 from rewriter import ModelError, graph, rounding
 from rewriter.adjoint import output_metrics
 from rewriter.calibration import apply
-from rewriter.conv import Grid
+from rewriter.grid import Grid
 from rewriter.metric import Metric
 from rewriter.progress import silent
 from rewriter.runtime import Target

@@ -7,7 +7,9 @@ from residual import at_sites
 import passes
 from passes.channel_svd import ChannelSVD
 from rewriter import calibration, fitting, graph
-from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.conv import Conv
+from rewriter.grid import Grid
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target
 
 TARGET = Target(threads=1)

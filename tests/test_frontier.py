@@ -15,11 +15,12 @@ from rich.console import Console
 
 import rewriter
 from rewriter import frontier, latency
-from rewriter.conv import Conv, Cost, Rewrite
+from rewriter.conv import Conv, Cost
 from rewriter.drift import Drift
 from rewriter.limits import Limits
 from rewriter.plan import Candidate, choose, total_macs
 from rewriter.report import Point, to_json, to_markdown, to_terminal
+from rewriter.rewrite import Rewrite
 from rewriter.search import Trial
 from rewriter.verdict import Ending, Job
 

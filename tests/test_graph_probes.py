@@ -8,7 +8,8 @@ import pytest
 from graphs import filled, halves, model, only, random, run, site
 
 from rewriter import graph
-from rewriter.conv import Conv, Rewrite
+from rewriter.conv import Conv
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target, optimized
 from rewriter.winograd import Winograd
 

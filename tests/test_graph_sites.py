@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from rewriter import graph
-from rewriter.conv import Refusal
 from rewriter.errors import ModelError
+from rewriter.rewrite import Refusal
 
 IN_OUT = "agraph (float[1,3,9,10] x) => (float[N,M,H,W] y)"
 

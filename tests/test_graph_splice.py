@@ -10,7 +10,8 @@ from graphs import distance, filled, halves, model, only, parse, random, random_
 from onnx import TensorProto, helper
 
 from rewriter import graph
-from rewriter.conv import Conv, Rewrite
+from rewriter.conv import Conv
+from rewriter.rewrite import Rewrite
 
 Golden = Callable[[str, str], None]
 

@@ -18,7 +18,7 @@ FILES = sorted(path for package in ("rewriter", "passes") for path in (ROOT / pa
 TIERS = (
     {"command", "errors", "linalg", "pictures", "progress", "serialized", "toomcook"},
     {"files", "version"},
-    {"cache", "conv", "factor", "layers", "transposed", "winograd"},
+    {"cache", "conv", "factor", "grid", "layers", "rewrite", "transposed", "winograd"},
     {"lowering", "metric", "samples"},
     {"graph", "runtime", "_worker"},
     {"sources"},
@@ -50,8 +50,10 @@ TIER = {f"rewriter.{room}": index for index, rooms in enumerate(TIERS) for room 
 PASSES_KNOW = {
     "rewriter.conv",
     "rewriter.factor",
+    "rewriter.grid",
     "rewriter.linalg",
     "rewriter.metric",
+    "rewriter.rewrite",
     "rewriter.transposed",
     "rewriter.winograd",
     "passes.base",

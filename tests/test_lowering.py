@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from passes.winograd import TILES, WinogradTiles
 from rewriter import graph
-from rewriter.conv import Conv, Direct, Grid, Rewrite
+from rewriter.conv import Conv, Direct
+from rewriter.grid import Grid
 from rewriter.lowering import BIAS, INPUT, OUTPUT, WEIGHT, lower
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target, optimized
 from rewriter.toomcook import LARGEST, UNIT, rounding, transforms, window
 from rewriter.winograd import Winograd

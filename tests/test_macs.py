@@ -11,10 +11,11 @@ from graphs import only
 
 import rewriter
 from rewriter import cli, latency, macs
-from rewriter.conv import Conv, Cost, Rewrite
+from rewriter.conv import Conv, Cost
 from rewriter.errors import OptionError
 from rewriter.fitting import Survey
 from rewriter.plan import Candidate
+from rewriter.rewrite import Rewrite
 from rewriter.winograd import in_tiles
 
 PASSES = ("channel_svd", "tucker2")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from rewriter import linalg
-from rewriter.conv import Conv, Rewrite
+from rewriter.conv import Conv
 from rewriter.metric import Metric, Moments, free_bias, relative_error, squared_error
+from rewriter.rewrite import Rewrite
 
 
 def _chain(*stages):

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from rewriter import latency, network
-from rewriter.conv import Conv, Cost, Rewrite
+from rewriter.conv import Conv, Cost
 from rewriter.plan import Candidate, choose
+from rewriter.rewrite import Rewrite
 from rewriter.search import Trial
 from rewriter.winograd import Winograd
 

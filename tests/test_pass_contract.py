@@ -9,8 +9,10 @@ import pytest
 
 import passes
 from rewriter import graph
-from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.conv import Conv
+from rewriter.grid import Grid
 from rewriter.metric import Metric, Moments, free_bias, relative_error, squared_error
+from rewriter.rewrite import Rewrite
 from rewriter.transposed import Transposed
 
 SAMPLES = 24

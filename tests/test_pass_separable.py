@@ -8,7 +8,8 @@ import pytest
 from passes.depthwise_pointwise import DepthwisePointwise
 from passes.grouped_pointwise import GroupedPointwise
 from passes.pointwise_depthwise import PointwiseDepthwise
-from rewriter.conv import Conv, Grid
+from rewriter.conv import Conv
+from rewriter.grid import Grid
 from rewriter.metric import Metric
 
 PASSES = (DepthwisePointwise(), PointwiseDepthwise(), GroupedPointwise())

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from passes.stacked import Stacked
-from rewriter.conv import Conv, Grid
+from rewriter.conv import Conv
+from rewriter.grid import Grid
 from rewriter.metric import Metric
 
 STEP = Stacked()

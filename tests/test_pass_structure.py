@@ -8,8 +8,10 @@ from passes.crop_kernel import CropKernel
 from passes.exact_channels import ExactChannels
 from passes.exact_spatial import ExactSpatial
 from passes.split_groups import SplitGroups
-from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.conv import Conv
+from rewriter.grid import Grid
 from rewriter.metric import Metric, Moments
+from rewriter.rewrite import Rewrite
 
 PASSES = (SplitGroups(), CropKernel(), ExactChannels(), ExactSpatial())
 SOBEL = np.outer([1, 2, 1], [-1, 0, 1])

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewriter.conv import Conv, Cost, Rewrite
+from rewriter.conv import Conv, Cost
 from rewriter.plan import Candidate, choose, choose_by_macs, least_macs, total_macs, undominated
+from rewriter.rewrite import Rewrite
 from rewriter.winograd import Winograd
 
 

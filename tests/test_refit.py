@@ -8,9 +8,10 @@ from residual import at_sites, drift
 from passes.channel_svd import ChannelSVD
 from passes.split_groups import SplitGroups
 from rewriter import calibration, graph, refit
-from rewriter.conv import Conv, Cost, Rewrite
+from rewriter.conv import Conv, Cost
 from rewriter.metric import Metric
 from rewriter.plan import Candidate
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target
 
 TARGET = Target(threads=1)

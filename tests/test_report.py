@@ -13,10 +13,10 @@ import pytest
 from example_report import EVIL, LONG, REFUSED, REWRITTEN, SITES
 from rich.console import Console
 
-from rewriter.conv import Refusal
 from rewriter.errors import OptionError, OutputError
 from rewriter.report import check_path, to_json, to_markdown, to_terminal, words, write
 from rewriter.report.as_html import to_html
+from rewriter.rewrite import Refusal
 
 
 def terminal(report, width=80, **options):

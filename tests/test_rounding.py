@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 import passes
 import rewriter
 from rewriter import calibration, fitting, graph, rounding
-from rewriter.conv import Grid
+from rewriter.grid import Grid
 from rewriter.progress import silent
 from rewriter.report import to_json, to_markdown
 from rewriter.runtime import Target

@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rewriter.conv import Conv, Cost, Rewrite
+from rewriter.conv import Conv, Cost
 from rewriter.plan import Candidate, choose
+from rewriter.rewrite import Rewrite
 from rewriter.search import Attempts, Trial, cautious, search
 
 SKELETON = Rewrite(((Conv(np.zeros((1, 1, 1, 1), np.float32)),),))

@@ -6,9 +6,10 @@ import pytest
 
 from rewriter import graph, latency, lowering, runtime, table, winograd
 from rewriter.cache import Cache
-from rewriter.conv import Conv, Cost, Direct, Rewrite
+from rewriter.conv import Conv, Cost, Direct
 from rewriter.fitting import skeleton
 from rewriter.plan import Candidate
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Session, Target
 from rewriter.transposed import SubPixel
 

@@ -11,8 +11,10 @@ import pytest
 import passes
 import rewriter
 from rewriter import calibration, graph
-from rewriter.conv import Conv, Direct, Grid, Rewrite
+from rewriter.conv import Conv, Direct
+from rewriter.grid import Grid
 from rewriter.metric import Metric
+from rewriter.rewrite import Rewrite
 from rewriter.transposed import SubPixel, Transposed, turned
 
 CHANNELS = 8

@@ -9,10 +9,11 @@ from example_report import REWRITTEN
 
 from rewriter import latency
 from rewriter.budget import Budget, Verdict
-from rewriter.conv import Conv, Cost, Rewrite
+from rewriter.conv import Conv, Cost
 from rewriter.drift import Drift
 from rewriter.limits import Limits
 from rewriter.plan import Candidate, Plan
+from rewriter.rewrite import Rewrite
 from rewriter.search import Trial
 from rewriter.verdict import Job, final_word
 

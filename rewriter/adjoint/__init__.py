@@ -22,8 +22,9 @@ import scipy.ndimage
 from rewriter import graph, linalg
 from rewriter.adjoint.node import Array, Node
 from rewriter.adjoint.rules import CONSTANT, RULES
-from rewriter.conv import Conv, Ints, Rewrite
+from rewriter.conv import Conv, Ints
 from rewriter.progress import Progress
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Session, Target
 from rewriter.samples import Feeds
 

@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 import onnx
 
-from rewriter.conv import Array, Conv, Rewrite
+from rewriter.conv import Array, Conv
 from rewriter.graph.analysis import Analysis
 from rewriter.graph.attributes import attribute
 from rewriter.graph.channels import Channels
@@ -28,6 +28,7 @@ from rewriter.graph.scope import Names
 from rewriter.graph.sites import Site, find_sites
 from rewriter.graph.splice import Piece, piece_of, replaced
 from rewriter.graph.types import infer_types, shape
+from rewriter.rewrite import Rewrite
 
 
 def remove_dead(model: Model, sites: Sequence[Site], block: int) -> Model:

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from rewriter.conv import Conv, Ints, Rewrite
+from rewriter.conv import Conv, Ints
 from rewriter.graph.scope import Names
 from rewriter.lowering import BIAS, INPUT, OUTPUT, WEIGHT, lower
+from rewriter.rewrite import Rewrite
 from rewriter.winograd import Winograd
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from rewriter.conv import Rewrite
 from rewriter.graph.model import Model
 from rewriter.graph.sites import Site, find_sites
 from rewriter.graph.splice import splice
+from rewriter.rewrite import Rewrite
 
 
 def fold(model: Model, sites: Collection[Site] | None = None) -> Model:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from rewriter.conv import Array, Conv, Rewrite
+from rewriter.conv import Array, Conv
 from rewriter.graph.analysis import Analysis
 from rewriter.graph.attributes import ONNX_DOMAINS, attribute
 from rewriter.graph.batchnorm import factor_and_term
@@ -25,6 +25,7 @@ from rewriter.graph.scaling import by_channel, factor_and_shift
 from rewriter.graph.sites import Site, fits
 from rewriter.graph.splice import splice
 from rewriter.graph.types import Types, infer_types, shape
+from rewriter.rewrite import Rewrite
 
 
 def fold_front(model: Model, sites: Collection[Site]) -> Model:

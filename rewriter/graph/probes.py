@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from rewriter.conv import Conv, Ints, Rewrite
+from rewriter.conv import Conv, Ints
 from rewriter.graph.emit import emit
 from rewriter.graph.followers import Follower
 from rewriter.graph.opset import LOWERED
 from rewriter.graph.scope import Names
 from rewriter.graph.sites import Site
+from rewriter.rewrite import Rewrite
 
 Shape: TypeAlias = Sequence[int | str]
 

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import onnx
 
-from rewriter.conv import Conv, Refusal
+from rewriter.conv import Conv
 from rewriter.graph.analysis import Analysis
 from rewriter.graph.attributes import ONNX_DOMAINS, attribute
 from rewriter.graph.batchnorm import fold_norm
@@ -23,6 +23,7 @@ from rewriter.graph.scaling import fold_scaling
 from rewriter.graph.scope import Names, bodies, graphs
 from rewriter.graph.transposed import transposed_conv
 from rewriter.graph.types import Types, infer_types, shape
+from rewriter.rewrite import Refusal
 
 _REWRITTEN: Final = ("Conv", "ConvTranspose")
 # What computes a convolution and is no site, with the reason. Anything in another domain is none either.

@@ -8,7 +8,7 @@ from typing import Final
 
 import onnx
 
-from rewriter.conv import Ints, Rewrite
+from rewriter.conv import Ints
 from rewriter.graph.attributes import ONNX_DOMAINS
 from rewriter.graph.constants import FOLDED
 from rewriter.graph.emit import Emitted, emit
@@ -17,6 +17,7 @@ from rewriter.graph.opset import obstacle, raise_opset
 from rewriter.graph.scope import Names, names, trained, uses
 from rewriter.graph.sites import Site
 from rewriter.graph.types import infer_types, shape
+from rewriter.rewrite import Rewrite
 
 PREFIX: Final = "rewriter."
 """What the keys of this program's entries in a model's metadata begin with."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewriter.conv import Conv, Ints, Lowerings
+from rewriter.conv import Conv, Ints
 from rewriter.graph import Site
 from rewriter.plan import Candidate, Plan
+from rewriter.rewrite import Lowerings
 from rewriter.runtime import Target
 from rewriter.version import version
 

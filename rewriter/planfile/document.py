@@ -10,10 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, get_args
 
-from rewriter.conv import Ints, Lowering, Lowerings
+from rewriter.conv import Ints, Lowering
 from rewriter.errors import PlanError
 from rewriter.planfile.content import SCHEMA_VERSION, SavedForm, SavedPlan, SavedSite
 from rewriter.planfile.fields import ANEW, Fields, shown
+from rewriter.rewrite import Lowerings
 
 # by the names that documents give them; every field of a lowering is a tuple of whole numbers
 _LOWERINGS: Final[Mapping[str, type[Lowering]]] = MappingProxyType(

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rewriter.conv import Grid, Refusal
 from rewriter.errors import PlanError, listed
 from rewriter.graph import Site
+from rewriter.grid import Grid
 from rewriter.planfile.content import SavedForm, SavedPlan, SavedSite, fingerprint
+from rewriter.rewrite import Refusal
 
 if TYPE_CHECKING:
     from passes.base import Pass

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from rewriter.conv import Cost, Ints, Refusal
+from rewriter.conv import Cost, Ints
 from rewriter.drift import Drift
 from rewriter.latency import Latency
 from rewriter.limits import Expense
 from rewriter.parting import Parting
 from rewriter.report.details import OutputDrift, Times
+from rewriter.rewrite import Refusal
 from rewriter.search import Round
 
 SCHEMA_VERSION: Final = 2

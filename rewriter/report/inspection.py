@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from rewriter.conv import Ints, Refusal
+from rewriter.conv import Ints
 from rewriter.graph import Layer
+from rewriter.rewrite import Refusal
 
 SCHEMA_VERSION: Final = 1
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from rewriter.conv import Refusal
 from rewriter.drift import MEASURES, Drift
 from rewriter.limits import Expense
 from rewriter.parting import Place
 from rewriter.report import words
 from rewriter.report.content import Gate, Report, SiteReport
+from rewriter.rewrite import Refusal
 
 
 @dataclass(frozen=True, slots=True)

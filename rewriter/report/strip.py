@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rewriter.conv import Refusal
 from rewriter.report import rows, words
 from rewriter.report.content import Report, SiteReport
+from rewriter.rewrite import Refusal
 
 Kind = Literal["rewritten", "kept", "other", "compared"]
 

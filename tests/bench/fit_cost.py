@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 import passes
-from rewriter.conv import Conv, Grid
+from rewriter.conv import Conv
+from rewriter.grid import Grid
 from rewriter.metric import Metric, Moments
 
 

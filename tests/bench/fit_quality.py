@@ -16,7 +16,8 @@ import onnx
 import onnxruntime
 
 import passes
-from rewriter.conv import Conv, Grid
+from rewriter.conv import Conv
+from rewriter.grid import Grid
 from rewriter.metric import Metric, Moments
 
 

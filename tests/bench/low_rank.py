@@ -22,9 +22,10 @@ import numpy as np
 from passes.channel_svd import ChannelSVD
 from rewriter import calibration, graph
 from rewriter.calibration import Walk
-from rewriter.conv import Array, Conv, Ints, Rewrite
+from rewriter.conv import Array, Conv, Ints
 from rewriter.graph import Model, Site
 from rewriter.metric import Metric, Moments
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target
 from rewriter.samples import Feeds
 

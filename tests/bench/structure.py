@@ -13,10 +13,12 @@ import onnx
 
 import passes
 from rewriter import graph, latency
-from rewriter.conv import Conv, Grid, Rewrite
+from rewriter.conv import Conv
 from rewriter.graph.followers import Follower
 from rewriter.graph.sites import Site
+from rewriter.grid import Grid
 from rewriter.metric import Metric, relative_error
+from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target
 
 CHANNELS, SIDE = 64, 56

@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 
 from passes.winograd import WinogradTiles
 from rewriter import fitting, graph, latency, rounding, runtime, table
-from rewriter.conv import Grid
+from rewriter.grid import Grid
 from rewriter.latency import Latency
 from rewriter.progress import silent
 from rewriter.runtime import Target
