@@ -11,7 +11,7 @@ from rewriter import calibration, linalg
 from rewriter.balance import balanced
 from rewriter.calibration import Walk
 from rewriter.conv import Array, Conv, Ints
-from rewriter.errors import PlanError
+from rewriter.errors import PlanError, SampleError
 from rewriter.graph import Model, Site
 from rewriter.grid import Grid
 from rewriter.metric import Metric, Moments, relative_error
@@ -78,12 +78,20 @@ def survey(
         seed: Draws the patches.
         target: Where to run the model.
         progress: Told after every site.
+
+    Raises:
+        SampleError: A site is fed values that are not finite.
     """
     walk = Walk(model, sites, batches, target)
     found = []
     with linalg.one_blas_thread(), ThreadPoolExecutor(cores()) as pool:
         for index, site in enumerate(sites):
             inputs = walk.inputs()
+            if not all(np.isfinite(each).all() for each in inputs):
+                raise SampleError(
+                    f"'{site.name}' is fed values that are not finite for some of the samples; leave these out, "
+                    f"or the node with --exclude"
+                )
             found.append(
                 _site(site, inputs, sizes[site.name], passes, grid, weights.get(site.name), seed, pool)
             )

@@ -46,9 +46,8 @@ def rooted(matrix: Array) -> tuple[Array, Array]:
     out = np.array(matrix, np.float64)
     out += out.T
     out /= 2
-    mean = float(np.trace(out)) / len(out)
     diagonal = np.diag_indices_from(out)
-    ridge = RIDGE * mean if mean > 0.0 else np.finfo(np.float64).tiny ** 0.5
+    ridge = _first_ridge(out)
     while True:
         out[diagonal] += ridge
         try:
@@ -61,9 +60,21 @@ def rooted(matrix: Array) -> tuple[Array, Array]:
             return out, lower
 
 
+def _first_ridge(matrix: Array) -> float:
+    """The ridge to begin with; tiny for a matrix of zeros.
+
+    Raises:
+        FloatingPointError: The matrix has values that are not finite; no ridge would do.
+    """
+    mean = float(np.trace(matrix)) / len(matrix)
+    if not np.isfinite(mean):
+        raise FloatingPointError("a matrix of moments is not finite")
+    return RIDGE * mean if mean > 0.0 else float(np.finfo(np.float64).tiny ** 0.5)
+
+
 def cholesky(matrix: Array) -> Array:
     """The lower triangular L `[n, n]` with L Lᵀ = matrix, the ridge raised tenfold until it exists."""
-    ridge = RIDGE * float(np.trace(matrix)) / len(matrix)
+    ridge = _first_ridge(matrix)
     while True:
         try:
             return scipy.linalg.cholesky(matrix, lower=True, check_finite=False)

@@ -8,6 +8,7 @@ import passes
 from passes.channel_svd import ChannelSVD
 from rewriter import calibration, fitting, graph
 from rewriter.conv import Conv
+from rewriter.errors import SampleError
 from rewriter.grid import Grid
 from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target
@@ -122,3 +123,10 @@ def test_same_seed_same_survey(model, rng):
         assert [(c.pass_name, c.rank, c.error) for c in one.candidates] == [
             (c.pass_name, c.rank, c.error) for c in other.candidates
         ]
+
+
+def test_values_that_are_not_finite_name_the_site(model, batches):
+    sites = graph.find_sites(model)[0]
+    batches[0] = {name: np.full_like(array, np.float32(3e38)) for name, array in batches[0].items()}
+    with pytest.raises(SampleError, match=r"^'\w+' is fed values that are not finite .*--exclude$"):
+        survey(model, sites, batches)

@@ -68,6 +68,16 @@ def test_ridge_solve_is_the_regularised_solution(rng):
     assert np.allclose(linalg.ridge_solve(matrix, right, 0.1), expected, rtol=1e-12)
 
 
+def test_ridge_solve_of_nothing_is_nothing():
+    assert not linalg.ridge_solve(np.zeros((3, 3)), np.zeros((3, 2)), 0.0).any()
+
+
+@pytest.mark.parametrize("solve", [linalg.cholesky, linalg.ridged])
+def test_no_ridge_is_looked_for_where_values_are_not_finite(solve):
+    with pytest.raises(FloatingPointError):
+        solve(np.full((3, 3), np.nan))
+
+
 def test_ridge_solve_apart_is_the_same_for_a_covariance_of_parts_that_never_meet(rng):
     parts = [np.array([0, 3, 5]), np.array([1, 2]), np.array([4])]
     samples = np.zeros((60, 6))
