@@ -89,8 +89,8 @@ def survey(
             inputs = walk.inputs()
             if not all(np.isfinite(each).all() for each in inputs):
                 raise SampleError(
-                    f"'{site.name}' is fed values that are not finite for some of the samples; leave these out, "
-                    f"or the node with --exclude"
+                    f"'{site.name}' is fed values that are not finite for some of the samples; leave these "
+                    "out, or the node with --exclude"
                 )
             found.append(
                 _site(site, inputs, sizes[site.name], passes, grid, weights.get(site.name), seed, pool)
