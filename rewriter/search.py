@@ -173,7 +173,7 @@ def search(
 
 def _bracket(sites: Sites, start: float, attempts: Attempts) -> None:
     """Looks for the largest limit on the predicted drift at which what is chosen fits."""
-    limit, fits, fails = start, 0.0, np.inf
+    limit, fits, fails, misses = start, 0.0, np.inf, 0
     for _ in range(_ROUNDS):
         plan = choose(sites, limit)
         measured = attempts.usage(plan)
@@ -182,10 +182,13 @@ def _bracket(sites: Sites, start: float, attempts: Attempts) -> None:
         else:
             # every limit down to what it takes would choose this plan again
             limit = plan.drift
-            fails = min(fails, limit)
+            fails, misses = min(fails, limit), misses + 1
         if fails < fits * _CLOSE or (not np.isfinite(fails) and _everything(plan, sites)):
             break
         limit = _next(limit, measured / attempts.margin, fits, fails)
+        if fits == 0.0 and misses > 1:
+            # what is measured hangs on a site that the plans have in common: go down faster each time
+            limit = min(limit, fails / 2 ** (misses - 1))
 
 
 def _settle(sites: Sites, attempts: Attempts, clock: Clock) -> Sites:

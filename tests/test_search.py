@@ -43,6 +43,20 @@ def test_finds_the_budget_however_wrong_the_prediction(rng, truth):
     assert sum(r.within_budget for r in rounds) == len(trials)
 
 
+def test_one_site_that_all_plans_have_does_not_hide_what_fits():
+    """It is far worse than predicted, and so cheap by prediction that limits give it up late."""
+    sites = network(np.random.default_rng(0))
+    sites[3] = [sites[3][0], replace(sites[3][-1], drift=1e-4)]
+
+    def usage(plan):
+        return max(0.906 * (plan.chosen[3].pass_name is not None), np.sqrt(plan.drift) / 0.1)
+
+    trials, rounds = run(sites, usage)
+    assert [each.within_budget for each in rounds[:4]] == [False] * 4
+    assert 0.5 < trials[0].usage <= 0.9
+    assert trials[0].plan.chosen[3].pass_name is None
+
+
 def test_nothing_fits():
     trials, rounds = run(network(np.random.default_rng(1)), lambda plan: 10.0)
     assert trials == []
