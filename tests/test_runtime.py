@@ -8,7 +8,7 @@ from onnx import helper, numpy_helper, parser
 
 from rewriter import runtime
 from rewriter.errors import ModelError, OptionError, ProviderError
-from rewriter.runtime import Session, Spec, Target, providers
+from rewriter.runtime import Session, Spec, Target, profiler, providers
 
 
 def text_model(text: str) -> bytes:
@@ -262,6 +262,20 @@ def test_optimized_shows_the_layout_of_this_machine(capfd: pytest.CaptureFixture
         weights = {each.name: each.dims[0] for each in model.graph.initializer}
         assert weights[blocked[0].input[1]] in (4, 8, 16)
     assert capfd.readouterr() == ("", "")
+
+
+def test_optimized_is_the_model_as_it_came_where_a_provider_compiles_it(monkeypatch) -> None:
+    """As OpenVINO does: ONNX Runtime refuses to write down what came of it."""
+    plain = profiler.load
+
+    def load(source, target, options, label):
+        if target.provider == "openvino":
+            raise ModelError("ONNX Runtime cannot load the model: it contains compiled nodes. Please disable")
+        return plain(source, target, options, label)
+
+    monkeypatch.setattr(profiler, "load", load)
+    model = onnx.ModelProto.FromString(runtime.optimized(conv_model(), Target("openvino")))
+    assert [(node.op_type, node.domain) for node in model.graph.node] == [("Conv", "")]
 
 
 def test_conditions_tell_targets_and_processors_apart(monkeypatch) -> None:
