@@ -215,6 +215,8 @@ def optimize(
     else:
         # on other samples than the fits have seen, for which all of them are better than for the rest
         cares = sensitivities(base, surveys, [each for each, _ in samples.choosing.batches()], calm, progress)
+        # of a large model the probes hold much, and have served
+        surveys = [replace(each, probe=None) for each in surveys]
     offers: search.Sites = [
         [
             replace(candidate, drift=cares.get(candidate.site, 0.0) * candidate.error)
