@@ -108,10 +108,10 @@ def ridge_solve_apart(
 ) -> Array:
     """The same where matrix + mean·meanᵀ, mean `[n]`, is zero between some parts of its rows, part by part.
 
-    What the mean takes away is made up for after Sherman and Morrison (1950).
+    Parts may be empty. What the mean takes away is made up for after Sherman and Morrison (1950).
     """
     apart, along = np.empty_like(right), np.empty_like(mean)
-    for rows in parts:
+    for rows in filter(len, parts):
         block = matrix[np.ix_(rows, rows)] + np.outer(mean[rows], mean[rows])
         solved = ridge_solve(block, np.column_stack([right[rows], mean[rows]]), ridge)
         apart[rows], along[rows] = solved[:, :-1], solved[:, -1]
