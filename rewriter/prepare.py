@@ -1,7 +1,7 @@
 """Options, files and samples -> what a run needs, or one line that says what is wrong with them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
@@ -187,12 +187,11 @@ def exact_steps(
 
 def with_maxima(base: Base, exclude: Sequence[str], outputs: Collection[str]) -> Base:
     """The same with some of its PRelus, by what they give, as a Mul and a Max where that is the same."""
-    wanted = {each.output for each in graph.find_sloped(base.model)}.intersection(outputs)
-    if not wanted:
+    model = graph.as_maxima(base.model, outputs)
+    if model is base.model:
         return base
-    model = graph.as_maxima(base.model, wanted)
     sites, refusals = choose_sites(model, exclude)
-    return Base(model, sites, refusals, base.whole)
+    return replace(base, model=model, sites=sites, refusals=refusals)
 
 
 def _some(names: set[str]) -> str:

@@ -8,8 +8,9 @@ vectors.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -17,8 +18,10 @@ import onnx
 from rewriter.conv import Array, Ints
 from rewriter.graph.analysis import Analysis
 from rewriter.graph.attributes import ONNX_DOMAINS
+from rewriter.graph.emit import Emitted
 from rewriter.graph.model import Model
-from rewriter.graph.scope import Names, names
+from rewriter.graph.scope import Names
+from rewriter.graph.splice import Piece, replaced
 
 # Max broadcasts from here on.
 _OPSET = 8
@@ -56,29 +59,25 @@ def find_sloped(model: Model) -> tuple[Sloped, ...]:
 
 
 def as_maxima(model: Model, outputs: Collection[str]) -> Model:
-    """The model with the PRelus that give these tensors as Mul and Max; the same where there are none.
+    """The model with PRelus that give these tensors as Mul and Max; the same where there are none.
 
     Args:
         model: The model.
-        outputs: Of nodes that `find_sloped` found.
+        outputs: Of PRelus; those that `find_sloped` does not find stay as they are.
     """
-    if not outputs:
-        return model
-    proto = model.copy()
-    given = Names(names(proto))
-    del proto.graph.node[:]
-    for node in model.proto.graph.node:
-        if _is_prelu(node) and node.output[0] in outputs:
-            proto.graph.node.extend(_larger(node, given))
-        else:
-            proto.graph.node.append(node)
-    return model.edited(proto)
+    wanted = {each.output for each in find_sloped(model)}.intersection(outputs)
+    pieces = [
+        Piece(node.name, (index,), tuple(node.input), node.output[0], partial(_larger, node))
+        for index, node in enumerate(model.proto.graph.node)
+        if _is_prelu(node) and node.output[0] in wanted
+    ]
+    return model.edited(replaced(model, pieces)) if pieces else model
 
 
 def slope_probes(shape: Ints, slope: Array) -> tuple[bytes, bytes]:
     """Two models to time: a PRelu of "x" of a shape, and the same as Mul and Max."""
     node = onnx.helper.make_node("PRelu", ["x", "slope"], ["y"], name="activation")
-    larger = _larger(node, Names({"x", "y", "slope"}))
+    larger = _larger(node, Names({"x", "y", "slope"})).nodes
     return _model([node], shape, slope), _model(larger, shape, slope)
 
 
@@ -86,17 +85,18 @@ def _is_prelu(node: onnx.NodeProto) -> bool:
     return node.op_type == "PRelu" and node.domain in ONNX_DOMAINS
 
 
-def _larger(node: onnx.NodeProto, given: Names) -> list[onnx.NodeProto]:
+def _larger(node: onnx.NodeProto, given: Names) -> Emitted:
     x, slope = node.input
     prefix = node.name or node.output[0]
     scaled = given.new(f"{prefix}/scaled_output")
-    return [
+    nodes = (
         onnx.helper.make_node("Mul", [x, slope], [scaled], name=given.new(f"{prefix}/scaled")),
         onnx.helper.make_node("Max", [x, scaled], [node.output[0]], name=given.new(f"{prefix}/larger")),
-    ]
+    )
+    return Emitted(nodes, ())
 
 
-def _model(nodes: list[onnx.NodeProto], shape: Ints, slope: Array) -> bytes:
+def _model(nodes: Sequence[onnx.NodeProto], shape: Ints, slope: Array) -> bytes:
     inputs, outputs = (
         [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)] for name in "xy"
     )
