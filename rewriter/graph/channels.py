@@ -24,12 +24,11 @@ from rewriter.graph.constants import evaluated
 from rewriter.graph.followers import ACTIVATIONS
 from rewriter.graph.mixing import Bools, Layer, gemm
 from rewriter.graph.model import Model
+from rewriter.graph.opset import BROADCASTING
 from rewriter.graph.scope import consumed
 from rewriter.graph.sites import Site
 from rewriter.graph.types import infer_types, shape
 
-# Before it what was added or multiplied was aligned by attributes.
-_BROADCASTING: Final = 7
 _ELEMENTWISE: Final = (
     ACTIVATIONS
     | {"Abs", "Add", "Div", "Dropout", "Erf", "Exp", "Gelu", "Identity", "Max"}
@@ -215,7 +214,7 @@ class Channels:
             ):
                 return False
         given = {name: self.slots(name) for name in names if name not in constants}
-        if not given or (len(names) > 1 and self._opset < _BROADCASTING):
+        if not given or (len(names) > 1 and self._opset < BROADCASTING):
             return False
         self.cuts[index] = cuts
         self._make(output, self._evaluated(node, given, constants, rank, count))
@@ -261,7 +260,7 @@ class Channels:
 
     def _gemm(self, index: int, node: onnx.NodeProto) -> bool:
         """A Gemm of constants reads what its weights do not ignore; its own outputs all stay."""
-        conv = None if self._opset < _BROADCASTING else gemm(node, self.analysis)
+        conv = None if self._opset < BROADCASTING else gemm(node, self.analysis)
         return conv is not None and self._layer(Layer.of(index, node.input[0], node.output[0], conv))
 
     def _pass(self, given: Slots, output: Slots, values: Array) -> bool:

@@ -21,6 +21,7 @@ from rewriter.graph.analysis import Analysis
 from rewriter.graph.attributes import ONNX_DOMAINS, attribute
 from rewriter.graph.batchnorm import factor_and_term
 from rewriter.graph.model import Model
+from rewriter.graph.opset import BROADCASTING
 from rewriter.graph.scaling import by_channel, factor_and_shift
 from rewriter.graph.sites import Site, fits
 from rewriter.graph.splice import splice
@@ -85,7 +86,7 @@ def _step(
     if node.op_type == "BatchNormalization":
         found = factor_and_term(node, channels, analysis, opset)
         return None if found is None else _Step(node.input[0], *found)
-    if node.op_type not in ("Add", "Sub", "Mul", "Div") or len(node.input) != 2 or opset < 7:
+    if node.op_type not in ("Add", "Sub", "Mul", "Div") or len(node.input) != 2 or opset < BROADCASTING:
         return None
     values = [analysis.constant(name) for name in node.input]
     if (values[0] is None) == (values[1] is None):

@@ -11,11 +11,12 @@ from rewriter.graph.attributes import ONNX_DOMAINS, attribute
 from rewriter.graph.model import Model
 from rewriter.graph.scope import graphs
 
+BROADCASTING: Final = 7
+"""Here much changed that older models mean otherwise: before it, broadcasting was asked for by attributes."""
+
 LOWERED: Final = 10
 """The opset of a model with transformed convolutions: Slice takes its ends as an input from there on."""
 
-# Here much changed that older models mean otherwise, broadcasting above all.
-_BROADCASTING: Final = 7
 # From there to LOWERED these only take more types, more inputs of a kind, or attributes that may be left out.
 _GREW: Final = frozenset(
     {"AveragePool", "BatchNormalization", "Cast", "Constant", "Dropout", "Flatten", "Gemm", "Greater", "Less"}
@@ -52,7 +53,7 @@ def _changed(nodes: Iterable[onnx.NodeProto], opset: int) -> Iterator[str]:
         try:
             old, middle, new = (
                 onnx.defs.get_schema(node.op_type, at).since_version
-                for at in (opset, max(opset, _BROADCASTING), LOWERED)
+                for at in (opset, max(opset, BROADCASTING), LOWERED)
             )
         except onnx.defs.SchemaError:
             yield node.op_type

@@ -14,9 +14,7 @@ import onnx
 from rewriter.conv import Array, Conv
 from rewriter.graph.analysis import Analysis
 from rewriter.graph.attributes import ONNX_DOMAINS
-
-# Before it what was added or multiplied was aligned by attributes.
-_BROADCASTING = 7
+from rewriter.graph.opset import BROADCASTING
 
 
 def fold_scaling(
@@ -32,7 +30,7 @@ def fold_scaling(
         opset: The version of ONNX's operators.
     """
     fits = node.op_type in ("Add", "Sub", "Mul", "Div") and node.domain in ONNX_DOMAINS
-    if not fits or opset < _BROADCASTING or len(node.input) != 2 or not node.output:
+    if not fits or opset < BROADCASTING or len(node.input) != 2 or not node.output:
         return None
     slot = list(node.input).index(output)
     value = analysis.constant(node.input[1 - slot])
