@@ -9,9 +9,10 @@ import os
 
 import numpy as np
 import onnx
+import onnx.printer
 from forms import forms
 from graphs import only, run
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from random_graphs import Drawn, nets
@@ -39,6 +40,7 @@ _many = settings(
 @given(nets(), st.data())
 def test_random_graphs(net: Drawn, data: st.DataObject) -> None:
     model = net.model
+    note(onnx.printer.to_text(model.proto))
     onnx.checker.check_model(model.proto, full_check=True)
     before = _outputs(model, net)
     sites, refusals = graph.find_sites(model)
@@ -74,6 +76,7 @@ def test_random_graphs(net: Drawn, data: st.DataObject) -> None:
 @given(nets(), st.sampled_from([1, 2, 8]), st.data())
 def test_dead_channels(net: Drawn, block: int, data: st.DataObject) -> None:
     model = net.model
+    note(onnx.printer.to_text(model.proto))
     sites = [site for site in graph.find_sites(model)[0] if data.draw(st.integers(0, 9))]
     smaller = graph.remove_dead(model, sites, block)
     event("removed" if smaller is not model else "none")
