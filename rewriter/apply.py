@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from rewriter import fitting, graph, planfile, prepare, refit, runtime
+from rewriter import fitting, graph, planfile, prepare, runtime
 from rewriter.adjoint import output_metrics
 from rewriter.command import command_line
 from rewriter.conv import Ints
@@ -19,6 +19,7 @@ from rewriter.parts import Given, Preprocessing, parts
 from rewriter.plan import Candidate, Plan
 from rewriter.planfile import SavedForm
 from rewriter.progress import Progress, logged
+from rewriter.refit import Refit
 from rewriter.report import applied_reports
 from rewriter.runtime import Target
 from rewriter.search import Rewrites, Trial
@@ -135,19 +136,8 @@ def apply(
         fit = prepare.drawn(samples.fit, saved.samples, seed)
         batches, fitted = prepare.fitting_batches(fit), len(fit)
         metrics = output_metrics(base, matched.sites, batches, seed, calm, progress, saved.gradients)
-        chosen = [site for site, _ in matched.chosen]
-        staying = [site for site in matched.sites if site not in chosen]
-        rewrites = refit.refit(
-            base,
-            matched.chosen,
-            passes,
-            batches,
-            metrics.weights,
-            seed,
-            calm,
-            progress,
-            staying=staying,
-        )
+        refit = Refit(base, matched.sites, passes, batches, metrics.weights, seed, calm, progress)
+        rewrites = refit(matched.chosen)
         remarks = (*matched.remarks, *metrics.remarks)
 
     made = _plan(sites, in_shapes, matched.chosen, rewrites)

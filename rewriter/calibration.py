@@ -306,7 +306,7 @@ def shrunk(moments: Moments) -> Moments:
 
 
 def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, positions: Positions) -> Joint:
-    """The joint moments of inputs `[N, C, ...]` and wanted outputs `[N, M, ...]` of a site, one each a batch.
+    """The joint moments of inputs `[N, C, ...]` and wanted outputs `[P, M]` of a site, one each a batch.
 
     Without wanted outputs `cross` and `mean` are empty.
     Values are taken relative to the mean of the first block, so that the products lose nothing to a large
@@ -381,7 +381,7 @@ def _blocks(
             if wanted is None:
                 y = np.zeros((conv.group, len(part), 0), np.float32)
             else:
-                y = rows(wanted[index], part).reshape(len(part), conv.group, -1).swapaxes(0, 1)
+                y = wanted[index][start : start + _BLOCK].reshape(len(part), conv.group, -1).swapaxes(0, 1)
             if _dilated(conv):
                 for which, x, phase in _phases(conv, batch, part):
                     yield x, y[:, which], phase

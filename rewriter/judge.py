@@ -24,6 +24,8 @@ Outputs = list[npt.NDArray[Any]]
 _KEPT_BYTES = 1 << 29
 # Where no budget says how large a relative L2 drift may be, the search starts here.
 _FIRST_GUESS = 0.05
+# What is lost against targets grows by about the square of the drift, the decisions that change by the drift.
+_USUAL_POWER = 0.75
 
 
 class Judge:
@@ -75,10 +77,13 @@ class Judge:
         return self._outputs
 
     @property
-    def start(self) -> float:
-        """A squared relative L2 drift to start the search from."""
+    def start(self) -> tuple[float, float]:
+        """A squared relative L2 drift to search from, and by what power of it a budget's share may grow."""
         guesses = [_as_rel_l2(each) for each in self.budgets]
-        return min((guess for guess in guesses if guess > 0.0), default=_FIRST_GUESS) ** 2
+        known = [guess for guess in guesses if guess is not None and guess > 0.0]
+        if not self.budgets or min(known, default=np.inf) < _FIRST_GUESS or None not in guesses:
+            return min(known, default=_FIRST_GUESS) ** 2, 0.5
+        return _FIRST_GUESS**2, _USUAL_POWER
 
     def usage(self, model: Model) -> float:
         """The largest share of a budget that a model takes on the choosing samples; at most 1 fits.
@@ -147,8 +152,8 @@ def _run(model: Model, batches: Sequence[Batch], names: Sequence[str], target: T
         yield list(session.run(feeds, names).values())
 
 
-def _as_rel_l2(asked: Budget) -> float:
-    """About the relative L2 drift that a budget allows."""
+def _as_rel_l2(asked: Budget) -> float | None:
+    """About the relative L2 drift that a budget allows; None where that depends on the model and its data."""
     match asked.measure:
         case "rel_l2":
             return asked.limit
@@ -157,4 +162,4 @@ def _as_rel_l2(asked: Budget) -> float:
         case "cosine_distance":
             return float(np.sqrt(2 * max(asked.limit, 0.0)))
         case _:
-            return _FIRST_GUESS
+            return None

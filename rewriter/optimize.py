@@ -15,7 +15,6 @@ from rewriter import (
     network,
     planfile,
     prepare,
-    refit,
     rounding,
     runtime,
     search,
@@ -33,6 +32,7 @@ from rewriter.outcome import Result, Wanted, put_together, result, told
 from rewriter.parts import Given, Preprocessing, parts
 from rewriter.plan import Plan, choose
 from rewriter.progress import Progress, logged
+from rewriter.refit import Refit
 from rewriter.report import site_reports
 from rewriter.runtime import Target
 from rewriter.search import Rewrites, Trial
@@ -227,16 +227,11 @@ def optimize(
 
     by_name = {site.name: site for site in sites}
 
-    fitted_before = refit.Fitted()
+    refit = None if exact else Refit(base, sites, chosen_passes, batches, weights, seed, calm, progress)
 
     def build(plan: Plan) -> Rewrites:
         chosen = [(by_name[candidate.site], candidate) for candidate in plan.rewritten]
-        if exact:
-            return fitting.exact_rewrites(chosen, chosen_passes)
-        staying = [by_name[each.site] for each in plan.chosen if each.pass_name is None]
-        return refit.refit(
-            base, chosen, chosen_passes, batches, weights, seed, calm, progress, fitted_before, staying
-        )
+        return fitting.exact_rewrites(chosen, chosen_passes) if refit is None else refit(chosen)
 
     def usage(rewrites: Rewrites) -> float:
         return judge.usage(graph.splice(base, rewrites))
@@ -252,7 +247,7 @@ def optimize(
         attempts = search.Attempts(build, usage, progress, 1.0 if strict else search.MARGIN)
         places = {site.name: table.place(site, in_shapes[site.name]) for site in sites}
         clock = network.clock(base, places, feeds, target)
-        trials, offers = search.search(offers, judge.start, attempts, clock)
+        trials, offers = search.search(offers, search.Start(*judge.start), attempts, clock)
         rounds = attempts.rounds
     if exact and trials and (cautious := search.cautious(offers, trials[0])) is not None:
         trials.append(Trial(cautious, build(cautious), trials[0].usage))

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rewriter import calibration, fitting, linalg
-from rewriter.calibration import Joint, Walk
+from rewriter.calibration import Joint, Positions, Walk
 from rewriter.conv import Array, Conv
 from rewriter.graph import Model, Site
 from rewriter.plan import Form
 from rewriter.progress import Progress
+from rewriter.references import Reference, References
 from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target
 from rewriter.samples import Feeds
@@ -56,119 +57,138 @@ class Fitted:
             self._bytes -= self._kept.pop(oldest).held_bytes
 
 
-def refit(
-    model: Model,
-    chosen: Sequence[tuple[Site, Form]],
-    passes: Sequence["Pass"],
-    batches: Sequence[Feeds],
-    weights: Mapping[str, Array],
-    seed: int,
-    target: Target,
-    progress: Progress,
-    fitted: Fitted | None = None,
-    staying: Sequence[Site] = (),
-) -> list[tuple[Site, Rewrite]]:
-    """The chosen rewrites fitted front to back: inputs from the rewritten network, targets from the original.
+class Refit:
+    """Fits chosen rewrites front to back: inputs from the rewritten network, targets from the original.
 
     Each site repairs what the sites before it left wrong as far as its form can (the asymmetric
     reconstruction of Zhang et al. 2015, section 3.3). In front of a residual Add the target is what makes the
     sum right (He et al. 2017, section 3.3). So do the sites that stay one Conv, where held samples confirm
     that a refitted kernel comes nearer: it takes no longer.
 
+    What plans have in common is fitted once.
+
     Args:
         model: The original.
-        chosen: Sites in the order of the graph with their forms.
+        sites: All that the plans choose for, in the order of the graph.
         passes: Where to look the forms' passes up by name.
         batches: Samples to fit to.
         weights: The output side of the sites' metrics, by site name; the identity for those left out.
         seed: Draws the patches.
         target: Where to run the model.
         progress: Told after every site.
-        fitted: What was fitted before with all else the same, and takes what is fitted now.
-        staying: Sites that stay as they are but for their weights.
-
-    Returns:
-        The chosen sites with their rewrites and, among them in the order of the graph, those that stay with
-        the Conv that repairs them.
     """
-    fitted = Fitted() if fitted is None else fitted
-    by_name = {each.name: each for each in passes}
-    jobs = _jobs(chosen, staying)
-    sites = [site for site, _ in jobs]
-    original, rewritten = Walk(model, sites, batches, target), Walk(model, sites, batches, target)
-    done: list[tuple[Site, Rewrite]] = []
-    so_far: Prefix = ()
-    with linalg.one_blas_thread():
-        for index, (site, form) in enumerate(jobs):
-            as_it_is = Rewrite(((site.conv,),))
-            before, inputs = original.inputs(), rewritten.inputs()
-            outputs = calibration.apply(as_it_is, before, target)
-            what = () if form is None else (form.pass_name, form.rank, form.lowerings)
-            so_far = (*so_far, (site.name, *what))
-            if (rewrite := fitted.get(so_far)) is None:
-                wanted = _with_shortcut(site, outputs, original, rewritten)
-                if form is not None:
-                    rewrite = _refitted(site, form, by_name, inputs, wanted, weights.get(site.name), seed)
-                elif wanted is outputs and all(map(np.array_equal, inputs, before)):
-                    rewrite = as_it_is
-                else:
-                    rewrite = _repaired(as_it_is, inputs, wanted, seed)
-                fitted.add(so_far, rewrite)
-            if form is not None or rewrite.branches != as_it_is.branches:
-                done.append((site, rewrite))
-            original.provide(outputs)
-            rewritten.provide(calibration.apply(rewrite, inputs, target))
-            progress("refitting", index + 1, len(jobs))
-    return done
+
+    def __init__(
+        self,
+        model: Model,
+        sites: Sequence[Site],
+        passes: Sequence["Pass"],
+        batches: Sequence[Feeds],
+        weights: Mapping[str, Array],
+        seed: int,
+        target: Target,
+        progress: Progress,
+    ) -> None:
+        self._model, self._sites, self._batches, self._weights = model, sites, batches, weights
+        self._passes = {each.name: each for each in passes}
+        self._target, self._progress = target, progress
+        self._references = References(model, sites, batches, seed, target)
+        self._fitted = Fitted()
+
+    def __call__(self, chosen: Sequence[tuple[Site, Form]]) -> list[tuple[Site, Rewrite]]:
+        """Fits the sites that a plan rewrites.
+
+        Args:
+            chosen: These sites with their forms.
+
+        Returns:
+            The chosen sites with their rewrites and, among them in the order of the graph, those that stay
+            with the Conv that repairs them.
+        """
+        jobs = _jobs(chosen, self._sites)
+        sites = [site for site, _ in jobs]
+        rewritten = Walk(self._model, sites, self._batches, self._target)
+        done: list[tuple[Site, Rewrite]] = []
+        so_far: Prefix = ()
+        with linalg.one_blas_thread():
+            for index, ((site, form), reference) in enumerate(
+                zip(jobs, self._references.of(sites), strict=True)
+            ):
+                what = () if form is None else (form.pass_name, form.rank, form.lowerings)
+                so_far = (*so_far, (site.name, *what))
+                inputs = rewritten.inputs()
+                rewrite = self._fitted.get(so_far)
+                if rewrite is None:
+                    wanted = _with_shortcut(site, reference, rewritten)
+                    if form is None:
+                        rewrite = _repaired(site.conv, inputs, reference.positions, wanted, self._target)
+                    else:
+                        rewrite = self._in_form(site, form, inputs, reference.positions, wanted)
+                    self._fitted.add(so_far, rewrite)
+                if form is not None or rewrite.branches != ((site.conv,),):
+                    done.append((site, rewrite))
+                rewritten.provide(calibration.apply(rewrite, inputs, self._target))
+                self._progress("refitting", index + 1, len(jobs))
+        return done
+
+    def _in_form(
+        self,
+        site: Site,
+        form: Form,
+        inputs: Sequence[Array],
+        positions: Positions,
+        wanted: Sequence[Array],
+    ) -> Rewrite:
+        """A site in its form, as what makes the wanted outputs best."""
+        assert form.pass_name is not None
+        each = self._passes[form.pass_name]
+        # what is read off the zeros and ranks of a kernel is not there in another one
+        ridges = () if each.exact and not each.lowers else _RIDGES
+        found = _retarget(site.conv, inputs, positions, wanted, ridges)
+        metric = fitting.site_metric(found.fit.input, self._weights.get(site.name))
+        return fitting.in_form(site, form, self._passes, found.conv, metric)
 
 
-def _jobs(chosen: Sequence[tuple[Site, Form]], staying: Sequence[Site]) -> list[tuple[Site, Form | None]]:
+def _jobs(chosen: Sequence[tuple[Site, Form]], sites: Sequence[Site]) -> list[tuple[Site, Form | None]]:
     """Every site that is fitted, in the order of the graph; nothing in front of the first form is wrong."""
+    rewritten = {site.name for site, _ in chosen}
     first = min((site.nodes[0] for site, _ in chosen), default=0)
     others = [
         (site, None)
-        for site in staying
-        if chosen and site.nodes[0] > first and site.conv.matrix.shape[2] <= _REPAIRED
+        for site in sites
+        if chosen
+        and site.name not in rewritten
+        and site.nodes[0] > first
+        and site.conv.matrix.shape[2] <= _REPAIRED
     ]
     return sorted([*chosen, *others], key=lambda job: job[0].nodes[0])
 
 
-def _refitted(
-    site: Site,
-    form: Form,
-    passes: Mapping[str, "Pass"],
-    inputs: Sequence[Array],
-    wanted: Sequence[Array],
-    weights: Array | None,
-    seed: int,
+def _repaired(
+    conv: Conv, inputs: Sequence[Array], positions: Positions, wanted: Sequence[Array], target: Target
 ) -> Rewrite:
-    """A site in its form, as what makes the wanted outputs best."""
-    assert form.pass_name is not None
-    each = passes[form.pass_name]
-    # what is read off the zeros and ranks of a kernel is not there in another one
-    ridges = () if each.exact and not each.lowers else _RIDGES
-    found = _retarget(site.conv, inputs, wanted, seed, ridges)
-    return fitting.in_form(site, form, passes, found.conv, fitting.site_metric(found.fit.input, weights))
-
-
-def _repaired(as_it_is: Rewrite, inputs: Sequence[Array], wanted: Sequence[Array], seed: int) -> Rewrite:
     """A site that stays one Conv, with the kernel that makes the wanted outputs best, or its own."""
-    ((conv,),) = as_it_is.branches
-    found = _retarget(conv, inputs, wanted, seed, _RIDGES)
+    as_it_is = Rewrite(((conv,),))
+    outputs = calibration.apply(as_it_is, inputs, target)
+    if all(
+        np.array_equal(calibration.rows(output, at), rows)
+        for output, at, rows in zip(outputs, positions, wanted, strict=True)
+    ):
+        return as_it_is
+    found = _retarget(conv, inputs, positions, wanted, _RIDGES)
     if found.hold is None or found.error >= _untouched_error(conv, found.hold):
         return as_it_is
     return Rewrite(((found.conv,),))
 
 
-def _with_shortcut(site: Site, outputs: list[Array], original: Walk, rewritten: Walk) -> list[Array]:
+def _with_shortcut(site: Site, reference: Reference, rewritten: Walk) -> Sequence[Array]:
     """The outputs wanted of a site: its own, and in front of an Add what its rewritten shortcut lacks."""
-    if site.shortcut is None:
-        return outputs
-    right, wrong = original.tensor(site.shortcut), rewritten.tensor(site.shortcut)
-    if right is None or wrong is None or right[0].shape != outputs[0].shape:
-        return outputs
-    wide = np.result_type(outputs[0], np.float32)
-    return [y + np.subtract(s, t, dtype=wide) for y, s, t in zip(outputs, right, wrong, strict=True)]
+    if site.shortcut is None or reference.shortcut is None:
+        return reference.rows
+    wrong = rewritten.tensor(site.shortcut)
+    assert wrong is not None, "what is there on the way of all sites is there on that of some"
+    parts = zip(reference.rows, reference.shortcut, wrong, reference.positions, strict=True)
+    return [y + (s - calibration.rows(t, at)) for y, s, t, at in parts]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,14 +202,17 @@ class _Target:
 
 
 def _retarget(
-    conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array], seed: int, ridges: Sequence[float]
+    conv: Conv,
+    inputs: Sequence[Array],
+    positions: Positions,
+    wanted: Sequence[Array],
+    ridges: Sequence[float],
 ) -> _Target:
-    """The convolution that best makes the wanted outputs from the given inputs.
+    """The convolution that best makes the wanted outputs at some positions from the given inputs.
 
     M = W + (C_yx - W C)(C + λI)⁻¹, shrunk towards W by λ, the strength (or M = W) chosen on held samples; M =
     W where there is none to choose from.
     """
-    positions = calibration.draw(conv, [batch.shape for batch in inputs], seed)
     held = max(1, round(_HELD * len(inputs))) if len(inputs) > 1 and ridges else 0
     fit = calibration.joint(conv, inputs[held:], wanted[held:], positions[held:])
     if held == 0:

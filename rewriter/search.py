@@ -23,6 +23,11 @@ MARGIN = 0.9
 _ROUNDS = 8
 # Stop where the largest limit known to fit and the smallest known not to are this close.
 _CLOSE = 1.25
+# A little less than all that fits.
+_AIM = 0.97
+# Shares outside of these say no more about how far off a limit is; powers outside of these are noise.
+_TELLING = (0.02, 1e3)
+_POWERS = (0.3, 3.0)
 # So many times the network corrects the latencies; so many trials are timed at last.
 _CORRECTIONS = 3
 _TIMED = 4
@@ -70,6 +75,35 @@ class Round:
     predicted_ms: float | None
     within_budget: bool
     chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where to begin.
+
+    Attributes:
+        limit: On the sum of squared drifts.
+        power: Of the limit, by which the measured share of a budget is likely to grow.
+    """
+
+    limit: float
+    power: float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The share of what fits that the plan for a limit takes."""
+
+    limit: float
+    share: float
+
+    @property
+    def height(self) -> float:
+        """The share where it says how far off the limit is: one sample in a hundred may take none of it."""
+        return float(np.clip(self.share, *_TELLING))
+
+
+_NOTHING = Point(0.0, 0.0)
 
 
 class Clock(Protocol):
@@ -145,17 +179,17 @@ class Attempts:
 
 
 def search(
-    sites: Sites, start: float, attempts: Attempts, clock: Clock | None = None
+    sites: Sites, start: Start, attempts: Attempts, clock: Clock | None = None
 ) -> tuple[list[Trial], Sites]:
     """Trials within budget, fastest first, and the candidates with latencies as the network has them.
 
-    Prediction is right up to a factor that the first rounds find: drift grows about as the root of its limit,
-    so each measurement gives the next limit, bracketed by those known to fit and not to. Then the network
-    itself corrects the latencies, and single sites are made faster, as long as that fits.
+    Prediction is right up to a factor and a power that the first rounds find, so each measurement gives the
+    next limit, bracketed by those known to fit and not to. Then the network itself corrects the latencies,
+    and single sites are made faster, as long as that fits.
 
     Args:
         sites: Candidates with predicted drift and latency, the site as it is first.
-        start: The first limit on the sum of squared drifts.
+        start: Where to begin.
         attempts: Makes plans real; has the record of every round when this is done.
         clock: Times the network; without one the candidates' latencies stand.
     """
@@ -171,24 +205,28 @@ def search(
     return [*clock.fastest_first(trials[:_TIMED]), *trials[_TIMED:]], sites
 
 
-def _bracket(sites: Sites, start: float, attempts: Attempts) -> None:
+def _bracket(sites: Sites, start: Start, attempts: Attempts) -> None:
     """Looks for the largest limit on the predicted drift at which what is chosen fits."""
-    limit, fits, fails, misses = start, 0.0, np.inf, 0
+    limit, misses = start.limit, 0
+    fits, fails = _NOTHING, Point(np.inf, np.inf)
+    others: list[Point] = []
     for _ in range(_ROUNDS):
         plan = choose(sites, limit)
-        measured = attempts.usage(plan)
-        if measured <= attempts.margin:
-            fits = max(fits, limit)
+        measured = attempts.usage(plan) / attempts.margin
+        if measured <= 1.0:
+            if limit > fits.limit:
+                others, fits = [fits, *others], Point(limit, measured)
         else:
             # every limit down to what it takes would choose this plan again
-            limit = plan.drift
-            fails, misses = min(fails, limit), misses + 1
-        if fails < fits * _CLOSE or (not np.isfinite(fails) and _everything(plan, sites)):
+            limit, misses = plan.drift, misses + 1
+            if limit < fails.limit:
+                others, fails = [fails, *others], Point(limit, measured)
+        if fails.limit < fits.limit * _CLOSE or (fails.limit == np.inf and _everything(plan, sites)):
             break
-        limit = _next(limit, measured / attempts.margin, fits, fails)
-        if fits == 0.0 and misses > 1:
+        limit = _next(fits, fails, others, start.power)
+        if fits is _NOTHING and misses > 1:
             # what is measured hangs on a site that the plans have in common: go down faster each time
-            limit = min(limit, fails / 2 ** (misses - 1))
+            limit = min(limit, fails.limit / 2 ** (misses - 1))
 
 
 def _settle(sites: Sites, attempts: Attempts, clock: Clock) -> Sites:
@@ -237,15 +275,22 @@ def _steps(sites: Sites, plan: Plan, failed: set[Candidate]) -> Iterator[tuple[C
             yield step, plan.with_(index, step)
 
 
-def _next(limit: float, measured: float, fits: float, fails: float) -> float:
-    """The limit at which the measured share of what fits would have been one, kept inside the bracket."""
-    factor = (1.0 / max(measured, 1e-3)) ** 2 * 0.95
-    wanted = limit * float(np.clip(factor, 1 / 50, 50))
-    if fits < wanted < fails:
+def _next(fits: Point, fails: Point, others: Sequence[Point], power: float) -> float:
+    """The limit at which the measured share of what fits is likely to be one, kept inside the bracket.
+
+    The share grows as a power of the limit: the one between the last two points that were measured, or the
+    given one where there is only one of them.
+    """
+    near, *rest = [each for each in (fits, fails, *others) if 0.0 < each.limit < np.inf]
+    if rest:
+        gain = np.log(rest[0].height / near.height) / np.log(rest[0].limit / near.limit)
+        power = float(np.clip(gain, *_POWERS))
+    wanted = near.limit * float((_AIM / near.height) ** (1.0 / power))
+    if fits.limit < wanted < fails.limit:
         return wanted
-    if fits == 0.0:
-        return fails / 10
-    return float(np.sqrt(fits * fails)) if np.isfinite(fails) else fits * 10
+    if fits is _NOTHING:
+        return fails.limit / 10
+    return float(np.sqrt(fits.limit * fails.limit)) if fails.limit < np.inf else fits.limit * 10
 
 
 def _everything(plan: Plan, sites: Sites) -> bool:

@@ -59,11 +59,12 @@ def test_moments_are_those_of_numpy_over_all_positions(rng):
     batches = [rng.standard_normal((n, 4, 7, 6)).astype(np.float32) + 100 for n in (2, 3)]
     wanted = [rng.standard_normal((n, 6, 7, 6)).astype(np.float32) - 50 for n in (2, 3)]
     everywhere = [np.arange(n * 42) for n in (2, 3)]
-    found = calibration.joint(conv, batches, wanted, everywhere)
+    rows = [calibration.rows(b, p) for b, p in zip(wanted, everywhere, strict=True)]
+    found = calibration.joint(conv, batches, rows, everywhere)
     x = np.concatenate(
         [calibration.patches(conv, b, p)[0] for b, p in zip(batches, everywhere, strict=True)]
     ).astype(np.float64)
-    y = np.concatenate([calibration.rows(b, p) for b, p in zip(wanted, everywhere, strict=True)])
+    y = np.concatenate(rows)
     both = np.cov(np.hstack([x, y.astype(np.float64)]).T, bias=True)
     # float32 products of values of order 1000 apart from their pivot
     np.testing.assert_allclose(found.input.covariance[0], both[:36, :36], atol=0.5, rtol=1e-3)

@@ -77,19 +77,22 @@ def test_flips_of_scaled_scores_use_nothing(original, louder, samples):
 
 
 @pytest.mark.parametrize(
-    ("budgets", "drift"),
+    ("budgets", "drift", "power"),
     [
-        ({"rel_l2": 0.02}, 0.02),
-        ({"noise_db": -40.0}, 0.01),
-        ({"cosine_distance": 0.005}, 0.1),
-        ({"rel_l2": 0.02, "noise_db": -60.0}, 0.001),
-        ({"top1_flips": 1.0}, 0.05),
-        ({"rel_l2": 0.0}, 0.05),
-        ({"rel_l2": 0.0, "noise_db": -40.0}, 0.01),
+        ({"rel_l2": 0.02}, 0.02, 0.5),
+        ({"noise_db": -40.0}, 0.01, 0.5),
+        ({"cosine_distance": 0.005}, 0.1, 0.5),
+        ({"rel_l2": 0.02, "noise_db": -60.0}, 0.001, 0.5),
+        ({"top1_flips": 1.0}, 0.05, 0.75),
+        ({"top1_flips": 1.0, "rel_l2": 0.1}, 0.05, 0.75),
+        ({"top1_flips": 1.0, "rel_l2": 0.02}, 0.02, 0.5),
+        ({"rel_l2": 0.0}, 0.05, 0.5),
+        ({"rel_l2": 0.0, "noise_db": -40.0}, 0.01, 0.5),
     ],
 )
-def test_the_search_starts_near_the_budget(original, samples, budgets, drift):
-    assert Judge(original, budgets, samples(), samples(), 0).start == pytest.approx(drift**2)
+def test_the_search_starts_near_the_budget(original, samples, budgets, drift, power):
+    start = Judge(original, budgets, samples(), samples(), 0).start
+    assert start == pytest.approx((drift**2, power))
 
 
 def test_verdicts_are_on_the_final_samples(original, louder, samples):

@@ -7,7 +7,7 @@ from residual import at_sites, drift
 
 from passes.channel_svd import ChannelSVD
 from passes.split_groups import SplitGroups
-from rewriter import calibration, graph, refit
+from rewriter import calibration, graph, references, refit
 from rewriter.conv import Conv, Cost
 from rewriter.metric import Metric
 from rewriter.plan import Candidate
@@ -33,8 +33,13 @@ def batches(rng):
     return residual.batches(rng, count=5, size=2)
 
 
+def refitter(model, sites, batches, seed=0, passes=(SVD,)):
+    ordered = sorted(sites, key=lambda site: site.nodes[0])
+    return refit.Refit(model, ordered, passes, batches, {}, seed, TARGET, silent)
+
+
 def refitted(model, chosen, batches, seed=0, staying=()):
-    return refit.refit(model, chosen, [SVD], batches, {}, seed, TARGET, silent, staying=staying)
+    return refitter(model, [*(site for site, _ in chosen), *staying], batches, seed)(chosen)
 
 
 def chosen(model, **ranks):
@@ -58,11 +63,11 @@ def test_what_plans_begin_with_is_fitted_once(model, batches, monkeypatch):
 
     monkeypatch.setattr(refit, "_retarget", counted)
     names = [site.name for site in graph.find_sites(model)[0]][:3]
-    kept = refit.Fitted()
+    fit = refitter(model, [site for site, _ in chosen(model, **dict.fromkeys(names, 4))], batches)
     for ranks, anew in (((4, 4, 4), 3), ((4, 4, 8), 1), ((4, 4, 4), 0), ((8, 4, 4), 3)):
         plan = chosen(model, **dict(zip(names, ranks, strict=True)))
         calls.clear()
-        found = refit.refit(model, plan, [SVD], batches, {}, 0, TARGET, silent, kept)
+        found = fit(plan)
         assert len(calls) == anew
         for (site, rewrite), (other, fresh) in zip(found, refitted(model, plan, batches), strict=True):
             assert site is other
@@ -99,7 +104,7 @@ def test_structure_is_refitted_as_it_is(rng):
             graph.find_sites(found)[0], (SVD, SplitGroups()), ((4,), (2,)), strict=True
         )
     ]
-    rewrites = refit.refit(found, plan, [SVD, SplitGroups()], samples, {}, 0, TARGET, silent)
+    rewrites = refitter(found, [site for site, _ in plan], samples, passes=[SVD, SplitGroups()])(plan)
     ((stage,),) = rewrites[1][1].branches
     assert stage.group == 2
     assert np.array_equal(stage.weight[:8], kernel[:8, :8])
@@ -135,7 +140,7 @@ def test_refitting_behind_rewritten_sites_drifts_less(model, batches, rank):
 def test_what_the_shortcut_lost_is_made_good_before_the_add(model, batches, monkeypatch):
     sites = chosen(model, stem=6, two=16)
     with_target = graph.splice(model, refitted(model, sites, batches))
-    monkeypatch.setattr(refit, "_with_shortcut", lambda site, outputs, *_: outputs)
+    monkeypatch.setattr(refit, "_with_shortcut", lambda site, reference, *_: reference.rows)
     without = graph.splice(model, refitted(model, sites, batches))
     # only what the other branch still knows of the lost directions, and their mean, can be made good
     assert drift(model, with_target, batches, "s") < 0.98 * drift(model, without, batches, "s")
@@ -208,3 +213,26 @@ def test_a_repair_that_held_samples_reject_is_left(model, rng, monkeypatch):
     monkeypatch.setattr(refit, "_untouched_error", lambda *_: -np.inf)
     found = refitted(model, chosen(model, stem=8), many, staying=[named["one"], named["down"]])
     assert [site.name for site, _ in found] == ["stem"]
+
+
+def test_what_the_original_gives_is_kept_while_there_is_room(model, batches, monkeypatch):
+    """A model too large for that is run again for every plan, and comes out the same."""
+    runs = []
+    real = references.Walk
+
+    def counted(*args):
+        runs.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(references, "Walk", counted)
+    plan = chosen(model, stem=8, two=8, down=8)
+    sites = [site for site, _ in plan]
+    bits = []
+    for room, walks in ((1 << 28, 1), (0, 2)):
+        monkeypatch.setattr(references, "_KEPT_BYTES", room)
+        runs.clear()
+        fit = refitter(model, sites, batches)
+        found = [*fit(plan), *fit(chosen(model, stem=4, two=8))]
+        assert len(runs) == walks
+        bits.append([stage.weight.tobytes() for _, rewrite in found for stage in rewrite.branches[0]])
+    assert bits[0] == bits[1]

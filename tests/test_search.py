@@ -6,7 +6,7 @@ import pytest
 from rewriter.conv import Conv, Cost
 from rewriter.plan import Candidate, choose
 from rewriter.rewrite import Rewrite
-from rewriter.search import Attempts, Trial, cautious, search
+from rewriter.search import Attempts, Start, Trial, cautious, search
 
 SKELETON = Rewrite(((Conv(np.zeros((1, 1, 1, 1), np.float32)),),))
 
@@ -26,9 +26,9 @@ def network(rng, sites=12, ranks=8):
     return found
 
 
-def run(sites, usage, start=0.01, clock=None):
+def run(sites, usage, start=0.01, clock=None, power=0.5):
     attempts = Attempts(lambda plan: plan, usage, lambda *_: None)
-    trials, _ = search(sites, start, attempts, clock)
+    trials, _ = search(sites, Start(start, power), attempts, clock)
     return trials, attempts.rounds
 
 
@@ -162,3 +162,16 @@ def test_a_cautious_plan_takes_only_what_gains_much():
     trial = Trial(plan, None, 0.5)
     assert [each.pass_name for each in cautious(sites, trial).chosen] == [None, "p"]
     assert cautious(sites[1:], Trial(choose(sites[1:], 1.0), None, 0.5)) is None
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
+def test_the_power_of_the_budget_is_found(power):
+    """Of accuracy and PSNR as much is lost as the square of the drift, and little seen of small losses."""
+    sites = network(np.random.default_rng(3), sites=40)
+
+    def usage(plan):
+        share = (np.sqrt(plan.drift) / 0.2) ** power
+        return share if share > 0.1 else 0.0
+
+    _, rounds = run(sites, usage, start=0.05**2, power=0.75)
+    assert any(0.6 < each.budget_share <= 0.9 for each in rounds[:5])

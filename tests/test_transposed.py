@@ -142,11 +142,12 @@ def test_moments_are_those_of_all_that_the_kernel_sees(rng, key):
     inputs = [graphs.random(rng, 2, CHANNELS, *size) + 1 for _ in range(2)]
     wanted = [graphs.random(rng, 2, conv.out_channels, *conv.out_size(size)) for _ in range(2)]
     positions = calibration.draw(conv, [each.shape for each in inputs], 0)
-    found = calibration.joint(conv, inputs, wanted, positions)
+    rows = [calibration.rows(each, at) for each, at in zip(wanted, positions, strict=True)]
+    found = calibration.joint(conv, inputs, rows, positions)
     x = np.concatenate(
         [calibration.patches(conv, each, at) for each, at in zip(inputs, positions, strict=True)], axis=1
     ).astype(np.float64)
-    y = np.concatenate([calibration.rows(each, at) for each, at in zip(wanted, positions, strict=True)])
+    y = np.concatenate(rows)
     y = y.reshape(len(y), conv.group, -1).swapaxes(0, 1).astype(np.float64)
     assert found.input.count == x.shape[1]
     np.testing.assert_allclose(found.input.mean, x.mean(1), atol=1e-6)
