@@ -49,6 +49,7 @@ _KEPT_TIMES: Final = 2000
 _LEAST_TURNS: Final = 5
 _LEAST_TURN_MS: Final = 0.2
 _FASTEST: Final = 3
+_SLOW_MS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +272,7 @@ def interleaved(
         models: Small models.
         feeds: Arrays by input name, for every model.
         target: How they will be deployed.
-        seconds: Time to spend; it takes longer where five turns of each model do.
+        seconds: Time to spend; it takes longer where five turns of each model do, or three of slow ones.
         seed: Seeds the order.
         hopeless: Says, by the milliseconds of a first try and then after so many turns, which models need
             not be measured any better.
@@ -285,15 +286,18 @@ def interleaved(
     with _no_collection():
         once = [float(np.min(time_runs(job, target.clock, 3)[1:])) for job in jobs]
         runs = [math.ceil(_LEAST_TURN_MS / max(ms, 1e-3)) for ms in once]
-        turns: list[list[float]] = [[] for _ in jobs]
+        # of long runs, each an average of its own, the first try counts as a turn, and fewer of them do
+        slow = not target.parallel and min(once, default=0.0) > _SLOW_MS
+        turns: list[list[float]] = [[ms] if slow else [] for ms in once]
+        least = _FASTEST if slow else _LEAST_TURNS
         racing = list(range(len(jobs)))
         end = time.perf_counter() + seconds
         for turn in itertools.count():
-            if hopeless is not None and turn < _LEAST_TURNS:
+            if hopeless is not None and turn < least:
                 # a turn that another process cut into says nothing against a model whose first try was fast
                 lost = hopeless(np.minimum(_so_far(turns, once, target), once).tolist(), turn)
                 racing = [index for index in racing if not lost[index]]
-            if not racing or (turn >= _LEAST_TURNS and time.perf_counter() > end):
+            if not racing or (turn >= least and time.perf_counter() > end):
                 break
             for index in rng.permutation(racing):
                 # the first run of a short turn warms the caches and is not counted
