@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-import scipy.optimize
-import scipy.sparse
 
+from rewriter import knapsack
 from rewriter.conv import Cost, Ints
 from rewriter.rewrite import Lowerings, Rewrite
 
@@ -31,13 +30,6 @@ class Form(Protocol):
     def lowerings(self) -> Lowerings:
         """How its stages are written; empty where every one is one node."""
         ...
-
-
-# The solver stops where its result is known to be so near to the best, relatively, and keeps to limits and
-# to an absolute gap only so nearly.
-_GAP = 1e-4
-_TOLERANCE = 1e-6
-_TINY = np.finfo(float).tiny
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,8 +167,8 @@ def choose(sites: Sequence[Sequence[Candidate]], limit: float, most_bytes: float
     limits = [Limit(_drift, limit)]
     if np.isfinite(most_bytes):
         limits.append(Limit(_held_bytes, _as_they_are(sites, _held_bytes) + most_bytes))
-    # the sites as they are always fit, so there is a solution
-    return _plan(sites, *_least(sites, _latency_ms, limits))
+    as_they_are = [candidates[0] for candidates in sites]
+    return _plan(sites, *_least(sites, _latency_ms, limits, as_they_are))
 
 
 def choose_by_macs(sites: Sequence[Sequence[Candidate]], most_macs: float, power: float = 1.0) -> Plan | None:
@@ -191,13 +183,11 @@ def choose_by_macs(sites: Sequence[Sequence[Candidate]], most_macs: float, power
     Returns:
         The plan, or None where even the forms of fewest multiply-adds come to more.
     """
-    fewest = least_macs(sites)
-    if fewest > most_macs:
+    if least_macs(sites) > most_macs:
         return None
-    # below the next whole number, and by so much less as the solver may be over
-    room = max(most_macs + 0.5 - most_macs * _TOLERANCE, fewest)
-    chosen, _ = _least(sites, lambda candidate: candidate.drift**power, [Limit(_macs, room)])
-    return _plan(sites, chosen, 0.0)
+    lightest = [min(candidates, key=_macs) for candidates in sites]
+    limits = [Limit(_macs, most_macs)]
+    return _plan(sites, _least(sites, lambda each: each.drift**power, limits, lightest)[0], 0.0)
 
 
 def total_macs(sites: Sequence[Sequence[Candidate]]) -> int:
@@ -241,58 +231,31 @@ def _plan(sites: Sequence[Sequence[Candidate]], chosen: tuple[Candidate, ...], b
 
 
 def _least(
-    sites: Sequence[Sequence[Candidate]], objective: Callable[[Candidate], float], limits: Sequence[Limit]
+    sites: Sequence[Sequence[Candidate]],
+    objective: Callable[[Candidate], float],
+    limits: Sequence[Limit],
+    known: Sequence[Candidate],
 ) -> tuple[tuple[Candidate, ...], float]:
     """The choice of one candidate a site with the least total of an objective that keeps to the limits.
 
-    A multiple-choice knapsack, solved as a mixed-integer linear program:
-    min Σ objective·x, Σ figure·x <= most for every limit, Σ x = 1 at every site, x in {0, 1}.
-
     Args:
-        sites: The candidates of every site; some choice keeps to the limits.
+        sites: The candidates of every site.
         objective: At least 0 for every candidate.
         limits: What else is counted.
+        known: A choice that keeps to the limits.
 
     Returns:
         The choice, and a bound: no choice within the limits has a smaller total.
     """
     if not sites:
         return (), 0.0
-    offers = [_front(candidates, [*(limit.figure for limit in limits), objective]) for candidates in sites]
-    flat = [candidate for candidates in offers for candidate in candidates]
-    owner = np.repeat(np.arange(len(offers)), [len(candidates) for candidates in offers])
-    one_each = scipy.sparse.csr_array((np.ones(len(flat)), (owner, np.arange(len(flat)))))
-    constraints = [scipy.optimize.LinearConstraint(one_each, 1.0, 1.0)]
-    for limit in limits:
-        # in units of the limit, so that the solver's absolute tolerance means the same for every one
-        shares = np.array([limit.figure(candidate) for candidate in flat]) / max(limit.most, _TINY)
-        constraints.append(scipy.optimize.LinearConstraint(np.minimum(shares, 2.0)[None], -np.inf, 1.0))
-    costs = np.array([objective(candidate) for candidate in flat])
-    scale = max(float(costs.max()), _TINY)
-    while True:
-        result = scipy.optimize.milp(
-            # none that costs more than a whole choice is part of a better one
-            np.minimum(costs / scale, 2.0),
-            integrality=np.ones(len(flat), np.int64),
-            bounds=scipy.optimize.Bounds(0, 1),
-            constraints=constraints,
-            options={"time_limit": 10.0, "mip_rel_gap": _GAP},
-        )
-        taken = np.flatnonzero(np.asarray(result.x) > 0.5)
-        total = float(costs[taken].sum())
-        # the solver also stops at an absolute gap: the objective must not be small against that
-        if total == 0.0 or total * _GAP >= scale * _TOLERANCE:
-            return tuple(flat[index] for index in taken), float(np.asarray(result.mip_dual_bound)) * scale
-        scale = total
-
-
-def _front(
-    candidates: Sequence[Candidate], figures: Sequence[Callable[[Candidate], float]]
-) -> list[Candidate]:
-    """The candidates that none is at least as good as in every figure, of which less is better."""
-    front: list[tuple[tuple[float, ...], Candidate]] = []
-    valued = [(tuple(figure(candidate) for figure in figures), candidate) for candidate in candidates]
-    for values, candidate in sorted(valued, key=lambda each: each[0]):
-        if not any(all(o <= v for o, v in zip(other, values, strict=True)) for other, _ in front):
-            front.append((values, candidate))
-    return [candidate for _, candidate in front]
+    taken, bound = knapsack.least(
+        [np.array([objective(each) for each in candidates], np.float64) for candidates in sites],
+        [
+            np.array([[limit.figure(each) for limit in limits] for each in candidates], np.float64)
+            for candidates in sites
+        ],
+        np.array([limit.most for limit in limits], np.float64),
+        [candidates.index(each) for candidates, each in zip(sites, known, strict=True)],
+    )
+    return tuple(candidates[index] for candidates, index in zip(sites, taken, strict=True)), bound

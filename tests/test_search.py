@@ -53,7 +53,8 @@ def test_one_site_that_all_plans_have_does_not_hide_what_fits():
 
     trials, rounds = run(sites, usage)
     assert [each.within_budget for each in rounds[:4]] == [False] * 4
-    assert 0.5 < trials[0].usage <= 0.9
+    # from there on it is found in steps of one site
+    assert 0.4 < trials[0].usage <= 0.9
     assert trials[0].plan.chosen[3].pass_name is None
 
 
