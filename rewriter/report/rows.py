@@ -61,10 +61,13 @@ class RefusalRow:
 
 
 def model_rows(report: Report) -> list[ModelRow]:
-    """Latency, MACs, parameters, file size, load time and peak memory, as far as they were measured."""
+    """Latency, MACs, parameters, file size, load time and peak memory, as far as they were measured.
+
+    Where a model was timed but not written, these are its own, and `after` is the original's: left out.
+    """
     latency, before, after = report.latency, report.before, report.after
     rows = []
-    if before is not None and after is not None:
+    if before is not None and after is not None and (report.improved or latency is None):
         most = None if report.max_macs is None else report.max_macs * before.macs
         rows += [
             _model_row("MACs of convolutions", words.count, before.macs, after.macs, most),

@@ -37,7 +37,7 @@ def site_reports(
     became = [candidates[0] for candidates in timed] if plan is None else plan.chosen
     looks = checked or [Checked(tuple(candidates)) for candidates in timed]
     return tuple(
-        _chosen_report(survey, shapes[survey.site.name], candidates, taken, look, by_macs)
+        _chosen_report(survey, shapes[survey.site.name], candidates, taken, look, plan is not None, by_macs)
         for survey, candidates, taken, look in zip(surveys, timed, became, looks, strict=True)
     )
 
@@ -72,6 +72,7 @@ def _chosen_report(
     timed: Sequence[Candidate],
     became: Candidate,
     look: Checked,
+    accepted: bool,
     by_macs: bool,
 ) -> SiteReport:
     """What a site was and became; `timed` begins with the site as it is."""
@@ -84,6 +85,8 @@ def _chosen_report(
             reason = f"no form that keeps its output {cheaper}"
         elif len(look.candidates) == 1:
             reason = "every faster form of it loses too much to rounding"
+        elif not accepted:
+            reason = "no model with faster forms of it was accepted"
         elif by_macs:
             reason = "within the multiply-adds other convolutions lose less"
         else:
