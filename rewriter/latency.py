@@ -284,7 +284,7 @@ def interleaved(
     rng = np.random.default_rng(seed)
     jobs = [Session(model, target).bound(feed) for model, feed in zip(models, feeds, strict=True)]
     with _no_collection():
-        once = [float(np.min(time_runs(job, target.clock, 3)[1:])) for job in jobs]
+        once = [_first_try(job, target.clock) for job in jobs]
         runs = [math.ceil(_LEAST_TURN_MS / max(ms, 1e-3)) for ms in once]
         # of long runs, each an average of its own, the first try counts as a turn, and fewer of them do
         slow = not target.parallel and min(once, default=0.0) > _SLOW_MS
@@ -305,6 +305,12 @@ def interleaved(
                 times = time_runs(jobs[index], target.clock, runs[index] + extra)
                 turns[index].append(float(np.mean(times[extra:])))
     return _so_far(turns, once, target)
+
+
+def _first_try(job: Callable[[], object], clock: Clock) -> float:
+    """Milliseconds of a run, the better one of two where that is short, after one that warms up."""
+    (warm,) = time_runs(job, clock, 1)
+    return float(np.min(time_runs(job, clock, 1 if warm > _SLOW_MS else 2)))
 
 
 def _so_far(turns: Sequence[Sequence[float]], once: Sequence[float], target: Target) -> list[float]:

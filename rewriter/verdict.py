@@ -31,6 +31,9 @@ _RETREAT = (0.3, 0.85)
 # Load time and memory grow about as the weights that a session holds: a trial after one that was over a limit
 # has at most this share of what would just be allowed.
 _MARGIN = 0.8
+# Models take turns for so long; so many times as long where that leaves open whether one is faster.
+_SECONDS = 10.0
+_LONGER = 4.0
 _OPTIONS = {"load_ms": "--max-load", "peak_bytes": "--max-memory"}
 
 
@@ -145,14 +148,7 @@ def final_word(
                 smaller = retreat(most_drift, most_bytes, under_ms)
                 queue = queue if smaller is None else [smaller, *queue]
             continue
-        timing = latency.compare(
-            partial(graph.serialize, job.original),
-            partial(graph.serialize, model),
-            job.feeds,
-            job.target,
-            seed=job.seed,
-            progress=lambda done, total: job.progress("comparing", done, total),
-        )
+        timing = _timed(job, model)
         fast = timing.speedup_lower >= job.min_speedup
         heavy = [each for each in job.limits.expenses(timing) if not each.passed]
         share = "" if job.macs is None else f"{trial.plan.macs / job.macs:.3g} of the multiply-adds, "
@@ -186,6 +182,25 @@ def final_word(
         if looks == _LOOKS:
             queue = []
     return ending
+
+
+def _timed(job: Job, model: Model) -> Latency:
+    """How much faster a model is; where that is likely but not sure, a longer look of its own decides."""
+
+    def look(seconds: float, seed: int) -> Latency:
+        return latency.compare(
+            partial(graph.serialize, job.original),
+            partial(graph.serialize, model),
+            job.feeds,
+            job.target,
+            seconds=seconds,
+            seed=seed,
+            progress=lambda done, total: job.progress("comparing", done, total),
+        )
+
+    found = look(_SECONDS, job.seed)
+    open_ = found.speedup_lower < job.min_speedup <= found.speedup
+    return look(_LONGER * _SECONDS, job.seed + 1) if open_ else found
 
 
 def gate_of(verdict: Verdict) -> Gate:

@@ -21,10 +21,14 @@ MB = 10**6
 SKELETON = Rewrite(((Conv(np.zeros((1, 1, 1, 1), np.float32)),),))
 
 
-def trial(added_mb, speedup=2.0, drift=0.01, load_ms=None, sites=4):
-    """A trial with so many sites rewritten; the rest is what will be measured of it."""
+def trial(added_mb, speedup=2.0, drift=0.01, load_ms=None, sites=4, sure=None):
+    """A trial with so many sites rewritten; the rest is what will be measured of it.
+
+    `sure` gives the lower bound of the speed-up after so many seconds; it is as sure as can be without.
+    """
     chosen = tuple(Candidate(str(i), "p", (), SKELETON, Cost(), 0.0) for i in range(sites))
     measured = {"speedup": speedup, "drift": drift, "added": added_mb * MB, "load": load_ms or 100.0}
+    measured["sure"] = sure or (lambda seconds: speedup)
     return Trial(Plan(chosen, drift**2, 1 / speedup, 0.0, added_mb * MB), measured, 0.5)
 
 
@@ -32,12 +36,12 @@ def trial(added_mb, speedup=2.0, drift=0.01, load_ms=None, sites=4):
 def judged(monkeypatch):
     """Runs the final word on trials and ways to retreat; returns the ending, looks and asked retreats."""
 
-    def compare(before, after, *_, **__):
+    def compare(before, after, *_, seconds, **__):
         after = after()
         return replace(
             REWRITTEN.latency,
             speedup=after["speedup"],
-            speedup_lower=after["speedup"],
+            speedup_lower=after["sure"](seconds),
             before_load_ms=100.0,
             after_load_ms=after["load"],
             before_peak_bytes=100 * MB,
@@ -213,3 +217,17 @@ def test_a_faster_retreat_comes_before_what_the_search_found(judged):
     assert looked == [over, between]
     ending, looked, _ = judged([over, slow])
     assert ending.accepted is slow
+
+
+def test_a_longer_look_decides_where_the_first_leaves_it_open(judged):
+    slow_to_tell = trial(0, speedup=1.1, sure=lambda seconds: 1.05 if seconds > 10.0 else 0.9)
+    assert judged([slow_to_tell])[0].accepted is slow_to_tell
+    never_sure = judged([trial(0, speedup=1.1, sure=lambda seconds: 1.0)])[0]
+    assert never_sure.accepted is None
+    assert "1.10 times as fast, at least 1.00" in never_sure.verdict
+
+
+def test_what_is_not_faster_gets_no_second_look(judged):
+    looks = []
+    judged([trial(0, speedup=1.01, sure=lambda seconds: looks.append(seconds) or 0.9)])
+    assert looks == [10.0]
