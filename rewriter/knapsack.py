@@ -42,6 +42,8 @@ def least(
     Returns:
         The items, and a bound: no items within the limits cost less.
     """
+    # what is over a limit, infinitely or not, is over it
+    weights = [np.fmin(each, 2.0 * limits + _LEAST_LIMIT) for each in weights]
     # what matters least comes last, and fills what the others leave
     order = sorted(range(len(costs)), key=lambda index: -float(np.ptp(costs[index])))
     problem = _Problem.of([costs[index] for index in order], [weights[index] for index in order], limits)

@@ -221,7 +221,7 @@ def _bracket(sites: Sites, start: Start, attempts: Attempts) -> None:
             limit, misses = plan.drift, misses + 1
             if limit < fails.limit:
                 others, fails = [fails, *others], Point(limit, measured)
-        if fails.limit < fits.limit * _CLOSE or (fails.limit == np.inf and _everything(plan, sites)):
+        if fails.limit <= fits.limit * _CLOSE or (fails.limit == np.inf and _everything(plan, sites)):
             break
         limit = _next(fits, fails, others, start.power)
         if fits is _NOTHING and misses > 1:

@@ -70,3 +70,10 @@ def test_a_choice_may_weigh_exactly_the_limit():
     total = np.array([sum(weight[1, 0] for weight in reversed(weights))])
     found, _ = least([np.array([1.0, 0.5])] * 50, weights, total, [0] * 50)
     assert found == [1] * 50
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_what_weighs_infinitely_much_or_nobody_knows_what_is_not_taken(limit):
+    weights = [np.array([[0.0], [np.inf], [np.nan], [0.5]])] * 3
+    found, _ = least([np.array([1.0, 0.1, 0.1, 0.6])] * 3, weights, np.array([limit]), [0] * 3)
+    assert sorted(found) == ([0, 3, 3] if limit else [0, 0, 0])

@@ -65,6 +65,13 @@ def test_nothing_fits():
     assert not any(r.within_budget for r in rounds)
 
 
+def test_a_plan_of_no_predicted_drift_may_fail():
+    sites = [[each[0], replace(each[-1], drift=0.0)] for each in network(np.random.default_rng(1))]
+    trials, rounds = run(sites, lambda plan: 10.0)
+    assert trials == []
+    assert len(rounds) == 1
+
+
 def test_everything_fits_ends_early():
     trials, rounds = run(network(np.random.default_rng(1)), lambda plan: 0.0)
     assert trials[0].plan.latency_ms == pytest.approx(12 / 8)
