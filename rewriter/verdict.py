@@ -139,7 +139,9 @@ def final_word(
             verdict = f"Nothing was written: on the final samples {told_gates(over)}."
             ending = Ending(None, verdict, None, measured, gates, ending.latency, warnings, model)
             excess = max(verdict.share for verdict in verdicts)
-            most_drift = trial.plan.drift * min(max((_AIM / excess) ** 2, _RETREAT[0]), _RETREAT[1])
+            # the last look is at what should be safe, for these samples have been hard on all before
+            most = _RETREAT[0] if looks == _LOOKS - 1 else _RETREAT[1]
+            most_drift = trial.plan.drift * min(max((_AIM / excess) ** 2, _RETREAT[0]), most)
             queue = [other for other in queue if other.plan.drift <= most_drift]
             if looks == _LOOKS:
                 queue = []

@@ -231,3 +231,12 @@ def test_what_is_not_faster_gets_no_second_look(judged):
     looks = []
     judged([trial(0, speedup=1.01, sure=lambda seconds: looks.append(seconds) or 0.9)])
     assert looks == [10.0]
+
+
+def test_the_last_look_is_at_what_should_be_safe(judged):
+    """Samples that were hard on three models a little over budget will be on a fourth like them."""
+    over = [trial(0, drift=0.051) for _ in range(4)]
+    _, looked, asked = judged(over[:1], over[1:])
+    assert looked == over
+    shares = [most_drift / each.plan.drift for (most_drift, _), each in zip(asked, looked, strict=False)]
+    assert shares == pytest.approx([0.85, 0.85, 0.3])
