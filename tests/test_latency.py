@@ -177,7 +177,9 @@ def test_an_interrupt_ends_the_workers(path: Path, tmp_path: Path) -> None:
         pytest.skip("signals of POSIX")
     script = tmp_path / "timing.py"
     script.write_text(
-        "import sys, numpy as np\n"
+        "import signal, sys, numpy as np\n"
+        # shells start programs in the background with it ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path\n"
         "from rewriter import _worker, latency\n"
         "from rewriter.runtime import Target\n"
