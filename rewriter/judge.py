@@ -80,10 +80,10 @@ class Judge:
     def start(self) -> tuple[float, float]:
         """A squared relative L2 drift to search from, and by what power of it a budget's share may grow."""
         guesses = [_as_rel_l2(each) for each in self.budgets]
-        known = [guess for guess in guesses if guess is not None and guess > 0.0]
-        if not self.budgets or min(known, default=np.inf) < _FIRST_GUESS or None not in guesses:
-            return min(known, default=_FIRST_GUESS) ** 2, 0.5
-        return _FIRST_GUESS**2, _USUAL_POWER
+        least = min((each for each in guesses if each is not None and each > 0.0), default=_FIRST_GUESS)
+        if None in guesses and least >= _FIRST_GUESS:
+            return _FIRST_GUESS**2, _USUAL_POWER
+        return least**2, 0.5
 
     def usage(self, model: Model) -> float:
         """The largest share of a budget that a model takes on the choosing samples; at most 1 fits.

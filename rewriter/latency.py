@@ -29,6 +29,9 @@ from rewriter.serialized import Parts, write_model
 Floats = NDArray[np.float64]
 Feeds = Mapping[str, NDArray[Any]]
 
+SECONDS: Final = 10.0
+"""How long two models are compared where nothing else is said."""
+
 # Every round starts both processes anew, as where a process lands in memory may shift its speed.
 _ROUNDS: Final = 4
 # A quad is bursts in the order ABBA, or BAAB: a steady change of the machine's speed cancels in it.
@@ -118,7 +121,7 @@ def compare(
     feeds: Feeds,
     target: Target | None = None,
     *,
-    seconds: float = 10.0,
+    seconds: float = SECONDS,
     max_pairs: int = 2000,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,

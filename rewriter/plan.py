@@ -167,8 +167,8 @@ def choose(sites: Sequence[Sequence[Candidate]], limit: float, most_bytes: float
     limits = [Limit(_drift, limit)]
     if np.isfinite(most_bytes):
         limits.append(Limit(_held_bytes, _as_they_are(sites, _held_bytes) + most_bytes))
-    as_they_are = [candidates[0] for candidates in sites]
-    return _plan(sites, *_least(sites, _latency_ms, limits, as_they_are))
+    # the sites as they are always fit
+    return _plan(sites, *_least(sites, _latency_ms, limits, [0] * len(sites)))
 
 
 def choose_by_macs(sites: Sequence[Sequence[Candidate]], most_macs: float, power: float = 1.0) -> Plan | None:
@@ -185,7 +185,7 @@ def choose_by_macs(sites: Sequence[Sequence[Candidate]], most_macs: float, power
     """
     if least_macs(sites) > most_macs:
         return None
-    lightest = [min(candidates, key=_macs) for candidates in sites]
+    lightest = [int(np.argmin([_macs(each) for each in candidates])) for candidates in sites]
     limits = [Limit(_macs, most_macs)]
     return _plan(sites, _least(sites, lambda each: each.drift**power, limits, lightest)[0], 0.0)
 
@@ -234,7 +234,7 @@ def _least(
     sites: Sequence[Sequence[Candidate]],
     objective: Callable[[Candidate], float],
     limits: Sequence[Limit],
-    known: Sequence[Candidate],
+    known: Sequence[int],
 ) -> tuple[tuple[Candidate, ...], float]:
     """The choice of one candidate a site with the least total of an objective that keeps to the limits.
 
@@ -242,7 +242,7 @@ def _least(
         sites: The candidates of every site.
         objective: At least 0 for every candidate.
         limits: What else is counted.
-        known: A choice that keeps to the limits.
+        known: The index of a candidate of each, together within the limits.
 
     Returns:
         The choice, and a bound: no choice within the limits has a smaller total.
@@ -256,6 +256,6 @@ def _least(
             for candidates in sites
         ],
         np.array([limit.most for limit in limits], np.float64),
-        [candidates.index(each) for candidates, each in zip(sites, known, strict=True)],
+        known,
     )
     return tuple(candidates[index] for candidates, index in zip(sites, taken, strict=True)), bound

@@ -31,8 +31,7 @@ _RETREAT = (0.3, 0.85)
 # Load time and memory grow about as the weights that a session holds: a trial after one that was over a limit
 # has at most this share of what would just be allowed.
 _MARGIN = 0.8
-# Models take turns for so long; so many times as long where that leaves open whether one is faster.
-_SECONDS = 10.0
+# Models are compared so many times as long where the first look leaves open whether one is faster.
 _LONGER = 4.0
 _OPTIONS = {"load_ms": "--max-load", "peak_bytes": "--max-memory"}
 
@@ -200,9 +199,9 @@ def _timed(job: Job, model: Model) -> Latency:
             progress=lambda done, total: job.progress("comparing", done, total),
         )
 
-    found = look(_SECONDS, job.seed)
+    found = look(latency.SECONDS, job.seed)
     open_ = found.speedup_lower < job.min_speedup <= found.speedup
-    return look(_LONGER * _SECONDS, job.seed + 1) if open_ else found
+    return look(_LONGER * latency.SECONDS, job.seed + 1) if open_ else found
 
 
 def gate_of(verdict: Verdict) -> Gate:
