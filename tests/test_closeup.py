@@ -28,6 +28,11 @@ SPLIT = """
   [two_negated] n = Neg(t)
   [two_horizontal] c = Conv<kernel_shape=[1,3], pads=[0,1,0,1]>(n, h)
 """
+FIRST = "  [one] a = Conv<pads=[1,1,1,1]>(x, w)\n"
+FIRST_SPLIT = """
+  [one_vertical] s = Conv<kernel_shape=[3,1], pads=[1,0,1,0]>(x, v)
+  [one_horizontal] a = Conv<kernel_shape=[1,3], pads=[0,1,0,1]>(s, h)
+"""
 WHOLE = "  [two] c = Conv<pads=[1,1,1,1]>(b, u)\n"
 IMAGE = (
     "agraph (float[N,3,40,40] x) => (float[N,3,40,40] y, float[N,1] s) { y = Conv(x, w)\n s = Flatten(m)\n"
@@ -69,6 +74,13 @@ def test_times_are_told_to_the_layers_of_the_original(original, weights, feeds):
     convolutions = sum(each.after_ms for each in found.operators if "Conv" in each.op_type)
     assert layers >= (convolutions + negated) * (1 - 1e-9)
     assert found.before_ms == pytest.approx(sum(each.before_ms for each in found.operators))
+
+
+def test_all_stages_of_a_layer_with_an_activation_are_told_to_it(original, weights, feeds):
+    after = graphs.model(TEXT.replace(FIRST, FIRST_SPLIT), **{name: weights[name] for name in "uzvh"})
+    found = closeup.times(original, after, feeds, Target(threads=1))
+    convolutions = sum(each.after_ms for each in found.operators if "Conv" in each.op_type)
+    assert sum(layer.after_ms for layer in found.layers) >= convolutions * (1 - 1e-9)
 
 
 def test_models_without_common_names_have_layers_of_their_own(original, weights, feeds):
