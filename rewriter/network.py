@@ -19,8 +19,10 @@ from rewriter.samples import Feeds
 from rewriter.search import Rewrites, Sites, Trial
 from rewriter.serialized import Serialized
 
-# The largest gains are corrected, by so many groups of sites.
+# The largest gains are corrected, by so many groups of sites; none smaller than this share of the whole time,
+# which is in its noise.
 _GROUPS = 8
+_SMALLEST = 0.01
 # Standard deviations: of the time of a network, as a share, and of a gain by the table (measured).
 _NOISE = 0.007
 _DOUBT = 0.4
@@ -62,7 +64,11 @@ class Clock:
         groups: dict[Hashable, list[Candidate]] = {}
         for candidate in trial.plan.rewritten:
             groups.setdefault((self._shapes[candidate.site], candidate.form), []).append(candidate)
-        largest = sorted(groups.values(), key=gain, reverse=True)[:_GROUPS]
+        least_ms = _SMALLEST * trial.plan.latency_ms
+        telling = [group for group in groups.values() if gain(group) >= least_ms]
+        largest = sorted(telling, key=gain, reverse=True)[:_GROUPS]
+        if not largest:
+            return sites
         variants = [trial.rewrites, *(_left_out(trial, group) for group in largest)]
         whole, *without = self._times(variants)
         factors: dict[Hashable, float] = {}

@@ -31,11 +31,11 @@ _POWERS = (0.3, 3.0)
 # So many times the network corrects the latencies; so many trials are timed at last.
 _CORRECTIONS = 3
 _TIMED = 4
-# Then so many steps of one site, in at most this share of the time that the rounds took; each makes its site
-# faster by this factor.
+# Then so many steps of one site, in at most this share of the time that the rounds took.
 _STEPS = 8
 _STEPS_SHARE = 0.75
-_STEP = 0.95
+# A plan that is faster by less than this factor is not worth making: the network's noise is as much.
+_FASTER = 0.99
 # A form that takes at most this share of its site's time will gain in the network, too.
 _SURE = 0.75
 
@@ -209,6 +209,7 @@ def _bracket(sites: Sites, start: Start, attempts: Attempts) -> None:
     """Looks for the largest limit on the predicted drift at which what is chosen fits."""
     limit, misses = start.limit, 0
     fits, fails = _NOTHING, Point(np.inf, np.inf)
+    fits_ms = fails_ms = 0.0
     others: list[Point] = []
     for _ in range(_ROUNDS):
         plan = choose(sites, limit)
@@ -216,12 +217,16 @@ def _bracket(sites: Sites, start: Start, attempts: Attempts) -> None:
         if measured <= 1.0:
             if limit > fits.limit:
                 others, fits = [fits, *others], Point(limit, measured)
+                fits_ms = plan.latency_ms
         else:
             # every limit down to what it takes would choose this plan again
             limit, misses = plan.drift, misses + 1
             if limit < fails.limit:
                 others, fails = [fails, *others], Point(limit, measured)
-        if fails.limit <= fits.limit * _CLOSE or (fails.limit == np.inf and _everything(plan, sites)):
+                fails_ms = plan.latency_ms
+        if fails.limit <= fits.limit * _CLOSE or fails_ms > fits_ms * _FASTER > 0.0:
+            break
+        if fails.limit == np.inf and _everything(plan, sites):
             break
         limit = _next(fits, fails, others, start.power)
         if fits is _NOTHING and misses > 1:
@@ -247,7 +252,7 @@ def _climb(sites: Sites, attempts: Attempts, end_s: float) -> None:
     """From the fastest plan that fits, one site faster at a time, the one that promises most for its drift.
 
     The budget's measure need not follow the predicted drift: where it does not, what the bracket left is
-    found by trying. The number of steps is limited, and so is their time.
+    found by trying. The number of steps is limited, and so is their time; none is too small to be seen.
     """
     if not attempts.trials:
         return
@@ -267,9 +272,8 @@ def _climb(sites: Sites, attempts: Attempts, end_s: float) -> None:
 def _steps(sites: Sites, plan: Plan, failed: set[Candidate]) -> Iterator[tuple[Candidate, Plan]]:
     """The plan with one site's next faster candidate for every site, without those that failed."""
     for index, (candidates, now) in enumerate(zip(sites, plan.chosen, strict=True)):
-        faster = [
-            each for each in candidates if each.latency_ms < now.latency_ms * _STEP and each not in failed
-        ]
+        most_ms = now.latency_ms - (1.0 - _FASTER) * plan.latency_ms
+        faster = [each for each in candidates if each.latency_ms <= most_ms and each not in failed]
         if faster:
             step = min(faster, key=lambda each: (each.drift, each.latency_ms))
             yield step, plan.with_(index, step)

@@ -20,7 +20,7 @@ Outputs = Sequence[npt.NDArray[Any]]
 # All probes together may take so much work, so that it does not grow with sites times samples; but a few
 # samples are needed.
 _WORK = 3e11
-_FEWEST = 4
+_FEWEST = 2
 
 
 def sensitivities(

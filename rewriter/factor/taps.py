@@ -30,8 +30,6 @@ SHORT = 0.3
 FAILURES = 2
 """Steps in a row that fail, whole and short, before an output goes no further; as many more where all move
 together."""
-COUPLED = 3
-"""So many times the conjugate gradient steps where the weights of the outputs couple them."""
 PATIENT = 0.5
 """Outputs go on to this share of GAIN: the few that do cost little."""
 PROBES = 1
@@ -277,7 +275,6 @@ def _step(problem: _Taps, state: _Pairs, damping: Array) -> tuple[Array, Array]:
 
     slope = contracted(state.gradient.astype(np.float32))
     work = problem.W.size * len(problem.C)
-    most = descent.STEPS if A is None else COUPLED * descent.STEPS
-    steps = descent.effort(most, most - 1, work)
+    steps = descent.effort(descent.STEPS, descent.STEPS - 1, work)
     both = linalg.newton_step(apply, slope, precondition, steps, apart=A is None)
     return both[:, :, :channels], both[:, :, channels:]
