@@ -4,7 +4,7 @@ import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 
@@ -23,11 +23,48 @@ _SHARES: Final = ("top1_flips", "top1_drop", "top5_drop")
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """What sizes of noise on the outputs make of a measure: a scale for one that has no zero of its own.
+
+    Attributes:
+        values: Of the measure, rising.
+        sizes: Of the noise.
+    """
+
+    values: tuple[float, ...]
+    sizes: tuple[float, ...]
+
+    @classmethod
+    def of(cls, sizes: Sequence[float], values: Sequence[float], limit: float) -> Self | None:
+        """The scale, or None where the limit is outside of it."""
+        found = [(value, size) for value, size in zip(values, sizes, strict=True) if math.isfinite(value)]
+        rising = [
+            (value, size)
+            for index, (value, size) in enumerate(found)
+            if all(value > before for before, _ in found[:index])
+        ]
+        if len(rising) < 2 or not rising[0][0] < limit < rising[-1][0]:
+            return None
+        return cls(tuple(value for value, _ in rising), tuple(size for _, size in rising))
+
+    def size(self, value: float) -> float:
+        """The noise that makes so much of the measure, as far as the scale goes."""
+        return float(np.exp(np.interp(value, self.values, np.log(self.sizes))))
+
+
+@dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that a measure may come to."""
+    """The most that a measure may come to.
+
+    Attributes:
+        measure: The measure's name.
+        limit: The most.
+        scale: For a limit that is no multiple of anything, such as minus a PSNR.
+    """
 
     measure: str
     limit: float
+    scale: Scale | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +105,8 @@ class Verdict:
             return float(10 ** ((value - limit) / 20))
         if limit > 0.0:
             return max(value, 0.0) / limit
+        if self.budget.scale is not None and value < math.inf:
+            return self.budget.scale.size(value) / self.budget.scale.size(limit)
         return 0.0 if value <= limit else math.inf
 
     @property

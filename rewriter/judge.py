@@ -1,17 +1,20 @@
 """The budgets and the samples that say whether a model keeps to them: some guide the choice, others judge."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rewriter import budget, drift, graph
-from rewriter.budget import Budget, Verdict
+from rewriter.budget import Budget, Scale, Verdict
 from rewriter.drift import Drift
 from rewriter.graph import Model
+from rewriter.growth import Point
 from rewriter.meter import Meter
+from rewriter.noise import Noise
 from rewriter.runtime import Session, Target
 from rewriter.samples import Feeds, Samples
 from rewriter.sources import load_function
@@ -22,10 +25,17 @@ Outputs = list[npt.NDArray[Any]]
 # Both models run in turn on as many batches as have about so much of outputs, for two sessions at once would
 # hold the weights twice. The first part of the choosing samples, which every round needs again, is kept.
 _KEPT_BYTES = 1 << 29
-# Where no budget says how large a relative L2 drift may be, the search starts here.
+# Where noise on the outputs does not tell how large a relative L2 drift may be, the search starts here.
 _FIRST_GUESS = 0.05
 # What is lost against targets grows by about the square of the drift, the decisions that change by the drift.
 _USUAL_POWER = 0.75
+# So often noise of another size is tried, until it takes about so much of a budget. More than the most says
+# nothing: what is spread over the scores of a thousand classes hardly meets the largest.
+_TRIES = 4
+_ASKED, _NEAR = 0.9, (0.7, 1.0)
+_MOST_NOISE = 0.3
+# Sizes of noise that make the scale of a budget which has none of its own.
+_SIZES = np.geomspace(1e-4, 1.0, 13)
 
 
 class Judge:
@@ -67,6 +77,7 @@ class Judge:
         self._run = partial(_run, names=original.outputs, target=target or Target())
         self._kept: list[Outputs] = []
         budget.within(self._measure(original, choosing.subset([0])), self.budgets)
+        self.budgets = [self._scaled(each) for each in self.budgets]
         if strict:
             for samples, what in ((final, "the final word"), (choosing, "choosing")):
                 budget.check_reachable(self._verdicts(self._measure(original, samples)), what)
@@ -76,14 +87,23 @@ class Judge:
         """Names of the outputs, in the original's order."""
         return self._outputs
 
-    @property
     def start(self) -> tuple[float, float]:
-        """A squared relative L2 drift to search from, and by what power of it a budget's share may grow."""
-        guesses = [_as_rel_l2(each) for each in self.budgets]
-        least = min((each for each in guesses if each is not None and each > 0.0), default=_FIRST_GUESS)
-        if None in guesses and least >= _FIRST_GUESS:
-            return _FIRST_GUESS**2, _USUAL_POWER
-        return least**2, 0.5
+        """A squared relative L2 drift to search from, and by what power of it a budget's share may grow.
+
+        Noise of that size on the original's outputs takes most of a budget; where no noise does, it is a
+        guess.
+        """
+        last, power = None, _USUAL_POWER
+        limit = _FIRST_GUESS**2
+        for _ in range(_TRIES):
+            verdicts = self._verdicts(self._noise.measured(float(np.sqrt(limit))))
+            point = Point(limit, max((each.likely_share for each in verdicts), default=0.0))
+            power = power if last is None else last.power_to(point)
+            limit = min(point.limit_of(_ASKED, power), _MOST_NOISE**2)
+            if _NEAR[0] <= point.share <= _NEAR[1] or limit == point.limit:
+                break
+            last = point
+        return (limit, power) if limit < _MOST_NOISE**2 else (_FIRST_GUESS**2, _USUAL_POWER)
 
     def usage(self, model: Model) -> float:
         """The largest share of a budget that a model takes on the choosing samples; at most 1 fits.
@@ -119,6 +139,20 @@ class Judge:
             meter.update(before, after, targets)
         return meter.result()
 
+    @cached_property
+    def _noise(self) -> Noise:
+        """Noise on what the original gives for the first of the choosing samples."""
+        pairs = ((before, targets) for before, _, targets in self._pairs(self._original, self._choosing))
+        return Noise(self._outputs, pairs, self._custom, self._seed)
+
+    def _scaled(self, asked: Budget) -> Budget:
+        """A budget with a scale by noise where its limit is not above zero, as with minus a PSNR."""
+        if asked.measure not in self._custom or asked.limit > 0.0:
+            return asked
+        found = [self._noise.measured(float(size)) for size in _SIZES]
+        values = [next(each.value for each in drifts if each.measure == asked.measure) for drifts in found]
+        return replace(asked, scale=Scale.of(_SIZES.tolist(), values, asked.limit))
+
     def _pairs(self, model: Model, samples: Samples) -> Iterator[tuple[Outputs, Outputs, list[Any] | None]]:
         batches = list(samples.batches())
         references = self._kept if samples is self._choosing else []
@@ -150,16 +184,3 @@ def _run(model: Model, batches: Sequence[Batch], names: Sequence[str], target: T
     session = Session(partial(graph.loadable, model), target)
     for feeds, _ in batches:
         yield list(session.run(feeds, names).values())
-
-
-def _as_rel_l2(asked: Budget) -> float | None:
-    """About the relative L2 drift that a budget allows; None where that depends on the model and its data."""
-    match asked.measure:
-        case "rel_l2":
-            return asked.limit
-        case "noise_db":
-            return float(10 ** (asked.limit / 20))
-        case "cosine_distance":
-            return float(np.sqrt(2 * max(asked.limit, 0.0)))
-        case _:
-            return None

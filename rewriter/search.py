@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from rewriter.graph import Site
+from rewriter.growth import Point
 from rewriter.plan import Candidate, Plan, choose
 from rewriter.progress import Progress
 from rewriter.rewrite import Rewrite
@@ -25,9 +26,6 @@ _ROUNDS = 8
 _CLOSE = 1.25
 # A little less than all that fits.
 _AIM = 0.97
-# Shares outside of these say no more about how far off a limit is; powers outside of these are noise.
-_TELLING = (0.02, 1e3)
-_POWERS = (0.3, 3.0)
 # So many times the network corrects the latencies; so many trials are timed at last.
 _CORRECTIONS = 3
 _TIMED = 4
@@ -88,19 +86,6 @@ class Start:
 
     limit: float
     power: float
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """The share of what fits that the plan for a limit takes."""
-
-    limit: float
-    share: float
-
-    @property
-    def height(self) -> float:
-        """The share where it says how far off the limit is: one sample in a hundred may take none of it."""
-        return float(np.clip(self.share, *_TELLING))
 
 
 _NOTHING = Point(0.0, 0.0)
@@ -287,9 +272,8 @@ def _next(fits: Point, fails: Point, others: Sequence[Point], power: float) -> f
     """
     near, *rest = [each for each in (fits, fails, *others) if 0.0 < each.limit < np.inf]
     if rest:
-        gain = np.log(rest[0].height / near.height) / np.log(rest[0].limit / near.limit)
-        power = float(np.clip(gain, *_POWERS))
-    wanted = near.limit * float((_AIM / near.height) ** (1.0 / power))
+        power = near.power_to(rest[0])
+    wanted = near.limit_of(_AIM, power)
     if fits.limit < wanted < fails.limit:
         return wanted
     if fits is _NOTHING:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rewriter import budget
-from rewriter.budget import Budget
+from rewriter.budget import Budget, Scale
 from rewriter.drift import Drift, means
 from rewriter.errors import OptionError, SampleError
 from rewriter.meter import Meter
@@ -39,6 +39,26 @@ def test_verdicts_go_by_the_estimate_of_the_whole() -> None:
     assert passed.warning is None
     assert passed.drift is drifts[0]
     assert not failed.passed
+
+
+def test_a_scale_by_noise() -> None:
+    found = Scale.of([0.01, 0.1, 1.0], [-40.0, -20.0, 0.0], -30.0)
+    assert found is not None
+    sizes = [found.size(value) for value in (-40.0, -30.0, -10.0)]
+    assert sizes == pytest.approx([0.01, 0.1**1.5, 0.1**0.5])
+    # it goes no further
+    assert [found.size(value) for value in (-90.0, 5.0)] == pytest.approx([0.01, 1.0])
+    drifts = [Drift("own.py:f", None, -20.0, -21.0, -19.0, 50, 0)]
+    (verdict,) = budget.within(drifts, [Budget("own.py:f", -40.0, found)])
+    assert verdict.share == pytest.approx(10.0)
+    assert not verdict.passed
+
+
+def test_scales_leave_out_what_does_not_rise() -> None:
+    found = Scale.of([0.01, 0.1, 1.0, 2.0], [-3.0, np.nan, -3.0, -1.0], -2.0)
+    assert found == Scale((-3.0, -1.0), (0.01, 2.0))
+    for limit in (-5.0, -1.0, 0.0):
+        assert Scale.of([0.01, 0.1], [-3.0, -1.0], limit) is None
 
 
 def test_strict_verdicts_go_by_the_upper_end() -> None:
