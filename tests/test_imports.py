@@ -16,13 +16,13 @@ FILES = sorted(path for package in ("rewriter", "passes") for path in (ROOT / pa
 
 # A module imports from tiers above its own, or from its own as long as that makes no circle.
 TIERS = (
-    {"command", "errors", "knapsack", "linalg", "pictures", "progress", "serialized", "toomcook"},
+    {"command", "errors", "growth", "knapsack", "linalg", "pictures", "progress", "serialized", "toomcook"},
     {"files", "version"},
     {"cache", "conv", "factor", "grid", "layers", "rewrite", "transposed", "winograd"},
     {"lowering", "metric", "samples"},
     {"graph", "runtime", "_worker"},
     {"sources"},
-    {"_measures", "adjoint", "balance", "budget", "calibration", "drift", "latency", "meter"},
+    {"_measures", "adjoint", "balance", "budget", "calibration", "drift", "latency", "meter", "noise"},
     {"limits", "plan"},
     {
         "activations",
