@@ -6,7 +6,6 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from rewriter import budget, drift, graph
 from rewriter.budget import Budget, Scale, Verdict
@@ -14,13 +13,12 @@ from rewriter.drift import Drift
 from rewriter.graph import Model
 from rewriter.growth import Point
 from rewriter.meter import Meter
-from rewriter.noise import Noise
+from rewriter.noise import Noise, Outputs
 from rewriter.runtime import Session, Target
 from rewriter.samples import Feeds, Samples
 from rewriter.sources import load_function
 
 Batch = tuple[Feeds, list[Any] | None]
-Outputs = list[npt.NDArray[Any]]
 
 # Both models run in turn on as many batches as have about so much of outputs, for two sessions at once would
 # hold the weights twice. The first part of the choosing samples, which every round needs again, is kept.
@@ -75,7 +73,6 @@ class Judge:
         self._outputs = original.outputs
         self._original = original
         self._run = partial(_run, names=original.outputs, target=target or Target())
-        self._kept: list[Outputs] = []
         budget.within(self._measure(original, choosing.subset([0])), self.budgets)
         self.budgets = [self._scaled(each) for each in self.budgets]
         if strict:
@@ -140,10 +137,16 @@ class Judge:
         return meter.result()
 
     @cached_property
+    def _kept(self) -> list[Outputs]:
+        """What the original gives for the first of the choosing samples."""
+        return _first(self._run(self._original, list(self._choosing.batches())), _KEPT_BYTES)
+
+    @cached_property
     def _noise(self) -> Noise:
         """Noise on what the original gives for the first of the choosing samples."""
-        pairs = ((before, targets) for before, _, targets in self._pairs(self._original, self._choosing))
-        return Noise(self._outputs, pairs, self._custom, self._seed)
+        targets = (targets for _, targets in self._choosing.batches())
+        # of many samples those beyond the kept outputs are left out
+        return Noise(self._outputs, zip(self._kept, targets, strict=False), self._custom, self._seed)
 
     def _scaled(self, asked: Budget) -> Budget:
         """A budget with a scale by noise where its limit is not above zero, as with minus a PSNR."""
@@ -158,8 +161,6 @@ class Judge:
         references = self._kept if samples is self._choosing else []
         while batches:
             references = references or _first(self._run(self._original, batches), _KEPT_BYTES)
-            if samples is self._choosing and not self._kept:
-                self._kept = references
             part, batches = batches[: len(references)], batches[len(references) :]
             found = self._run(model, part)
             for (_, targets), before, after in zip(part, references, found, strict=True):
