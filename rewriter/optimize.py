@@ -260,7 +260,9 @@ def optimize(
         return Trial(plan, build(plan), 0.0) if plan.rewritten and plan.latency_ms < under_ms else None
 
     otherwise = None if max_macs is None else macs.shortfall(offers, max_macs, before.macs)
-    if exact and otherwise is None:
+    if not sites:
+        otherwise = "the model has no convolution that can be rewritten; 'rewriter inspect' tells what it has"
+    elif exact and otherwise is None:
         otherwise = "no exact rewrite is faster where it was measured alone"
     ending = final_word(job, trials, retreat, fallback, assemble, otherwise)
     taken = None if ending.accepted is None else ending.accepted.plan

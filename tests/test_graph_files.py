@@ -162,6 +162,14 @@ def test_inputs_leave_defaults_out(rng: np.random.Generator) -> None:
     assert found.pinned == {"w"}
 
 
+def test_what_names_every_size_names_none(proto: onnx.ModelProto) -> None:
+    for dim, told in zip(
+        proto.graph.input[0].type.tensor_type.shape.dim, ["?", "-1", "?", "d0"], strict=True
+    ):
+        dim.dim_param = told
+    assert graph.load(proto).inputs[0].shape == (None, None, None, "d0")
+
+
 def test_inputs_of_unknown_rank_are_an_error() -> None:
     proto = parse("agraph (float x) => (float y) { y = Relu(x) }")
     proto.graph.input[0].type.tensor_type.ClearField("shape")

@@ -307,6 +307,13 @@ def test_no_budget_no_rewrite(network, samples):
     assert found.model.SerializeToString() == network.SerializeToString()
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_model_of_which_nothing_may_be_rewritten_is_told_so(network, samples, exact):
+    options = {"exact": True, "max_drift": {"rel_l2": 1e-5}, "passes": None} if exact else {}
+    found = optimize(network, samples, exclude=list(residual.KERNELS), **options)
+    assert "no convolution that can be rewritten" in found.report.verdict
+
+
 def test_a_deployed_batch_is_what_is_timed(network, samples):
     found = optimize(network, samples, batch=3)
     assert found.report.latency.batch == 3

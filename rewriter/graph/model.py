@@ -119,9 +119,15 @@ def initializer_names(graph: onnx.GraphProto) -> set[str]:
 def dims(shape: onnx.TensorShapeProto) -> tuple[int | str | None, ...]:
     """The sizes of a shape: numbers, the names of dynamic ones, None where nothing is said.
 
-    Some exporters write a negative number for a dynamic size, and ONNX Runtime takes it so.
+    Some exporters write a negative number for a dynamic size, and ONNX Runtime takes it so. Others name all
+    of them alike, with a question mark, which says no more of them than no name does.
     """
     return tuple(
-        int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value >= 0 else (dim.dim_param or None)
+        int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value >= 0 else _name(dim.dim_param)
         for dim in shape.dim
     )
+
+
+def _name(dim_param: str) -> str | None:
+    """What names a size: something with a letter in it."""
+    return dim_param if any(map(str.isalpha, dim_param)) else None
