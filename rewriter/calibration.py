@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
-import scipy.linalg.blas
 
 from rewriter import graph
 from rewriter.conv import Array, Conv, Ints
 from rewriter.metric import Moments
+from rewriter.parallel import in_order
 from rewriter.rewrite import Rewrite
 from rewriter.runtime import Session, Target
 from rewriter.samples import Feeds
@@ -35,6 +34,8 @@ _ENOUGH_PATCHES = 6
 _MOST_SHRINKAGE = 0.2
 # Patches whose products are summed in float32 before they are added up in float64.
 _BLOCK = 4096
+# Patches whose mean is near enough to that of all.
+_PIVOT = 256
 
 
 class Walk:
@@ -309,32 +310,59 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
     """The joint moments of inputs `[N, C, ...]` and wanted outputs `[P, M]` of a site, one each a batch.
 
     Without wanted outputs `cross` and `mean` are empty.
-    Values are taken relative to the mean of the first block, so that the products lose nothing to a large
+    Values are taken relative to the mean of the first patches, so that the products lose nothing to a large
     mean.
     """
     group, _, size = conv.matrix.shape
     channels = 0 if wanted is None else conv.matrix.shape[1]
     # products of values that are never both samples are zero, and not held
     parts = phase_columns(conv) if _dilated(conv) else [np.arange(size)]
+    blocks = [
+        (index, slice(start, start + _BLOCK))
+        for index, chosen in enumerate(positions)
+        for start in range(0, len(chosen), _BLOCK)
+    ]
+
+    def seen(index: int, part: slice) -> Iterator[tuple[Array, Array, int]]:
+        rows = None if wanted is None else wanted[index][part]
+        return _seen(conv, inputs[index], positions[index][part], rows)
+
+    index, part = blocks[0]
+    some = next(seen(index, slice(part.start, part.start + _PIVOT)))
+    wanted_pivot = some[1].mean(1, keepdims=True)
+    # the zeros of a dilated input stay what they are
+    pivot = np.zeros((group, 1, size), np.float32) if _dilated(conv) else some[0].mean(1, keepdims=True)
+
+    def products(block: tuple[int, slice]) -> list[tuple[int, int, Array, Array, Array, Array]]:
+        """Sums over the patches of a block, phase by phase: which, how many, x xᵀ, y xᵀ, x and y."""
+        made = []
+        for x, y, phase in seen(*block):
+            x -= pivot[..., parts[phase]]
+            y = y - wanted_pivot
+            made.append(
+                (
+                    phase,
+                    x.shape[1],
+                    # numpy sees that both are one, and does half the work
+                    np.stack([own.T @ own for own in x]),
+                    y.swapaxes(1, 2) @ x,
+                    x.sum(1, dtype=np.float64),
+                    y.sum(1, dtype=np.float64),
+                )
+            )
+        return made
+
     second = [np.zeros((group, len(columns), len(columns))) for columns in parts]
     cross = np.zeros((group, channels, size))
     total, wanted_total = np.zeros((group, size)), np.zeros((group, channels))
     count = 0
-    blocks = _blocks(conv, inputs, wanted, positions)
-    first = next(blocks)
-    wanted_pivot = first[1].mean(1, keepdims=True)
-    # the zeros of a dilated input stay what they are
-    pivot = np.zeros((group, 1, size), np.float32) if _dilated(conv) else first[0].mean(1, keepdims=True)
-    for patch, output, phase in itertools.chain([first], blocks):
-        columns = parts[phase]
-        x, y = patch - pivot[..., columns], output - wanted_pivot
-        for g in range(group if x.size else 0):
-            # the lower triangle of x[g]ᵀ x[g]: half the work of the product
-            second[phase][g] += scipy.linalg.blas.ssyrk(1.0, x[g].T, lower=1)
-            cross[g][:, columns] += y[g].T @ x[g]
-        total[:, columns] += x.sum(1, dtype=np.float64)
-        wanted_total += y.sum(1, dtype=np.float64)
-        count += x.shape[1]
+    for made in in_order(products, blocks):
+        for phase, patches_seen, squares, mixed, values, outputs in made:
+            second[phase] += squares
+            cross[..., parts[phase]] += mixed
+            total[:, parts[phase]] += values
+            wanted_total += outputs
+            count += patches_seen
     mean, wanted_mean = total / count, wanted_total / count
     for g in range(group):
         cross[g] /= count
@@ -348,11 +376,10 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
 def _covariance(
     second: Sequence[Array], parts: Sequence[npt.NDArray[np.intp]], mean: Array, count: int
 ) -> Array:
-    """`[G, K, K]` from sums of products, the lower triangles of blocks on some columns each, in place."""
+    """`[G, K, K]` from sums of products of some columns each, in place."""
     group, size = mean.shape
-    for block, g in itertools.product(second, range(group)):
-        block[g] += np.tril(block[g], -1).T
-        block[g] /= count
+    for block in second:
+        block /= count
     if len(second) == 1:
         covariance = second[0]
     else:
@@ -368,22 +395,19 @@ def _dilated(conv: Conv) -> bool:
     return max(conv.input_dilations) > 1
 
 
-def _blocks(
-    conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, positions: Positions
+def _seen(
+    conv: Conv, batch: Array, positions: npt.NDArray[np.intp], wanted: Array | None
 ) -> Iterator[tuple[Array, Array, int]]:
-    """Blocks of patches `[G, P, k]`, the outputs wanted for them `[G, P, M/G]`, if any, and their phase.
+    """Patches `[G, P, k]` at some positions, the outputs wanted there `[G, P, M/G]`, if any, and their phase.
 
-    They have all values but where a dilated input leaves most of them at zero.
+    The patches have all values but where a dilated input leaves most of them at zero.
     """
-    for index, (batch, chosen) in enumerate(zip(inputs, positions, strict=True)):
-        for start in range(0, len(chosen), _BLOCK):
-            part = chosen[start : start + _BLOCK]
-            if wanted is None:
-                y = np.zeros((conv.group, len(part), 0), np.float32)
-            else:
-                y = wanted[index][start : start + _BLOCK].reshape(len(part), conv.group, -1).swapaxes(0, 1)
-            if _dilated(conv):
-                for which, x, phase in _phases(conv, batch, part):
-                    yield x, y[:, which], phase
-            else:
-                yield patches(conv, batch, part), y, 0
+    if wanted is None:
+        y = np.zeros((conv.group, len(positions), 0), np.float32)
+    else:
+        y = wanted.reshape(len(positions), conv.group, -1).swapaxes(0, 1)
+    if _dilated(conv):
+        for which, x, phase in _phases(conv, batch, positions):
+            yield x, y[:, which], phase
+    else:
+        yield patches(conv, batch, positions), y, 0

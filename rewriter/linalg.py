@@ -51,7 +51,7 @@ def rooted(matrix: Array) -> tuple[Array, Array]:
     while True:
         out[diagonal] += ridge
         try:
-            lower = scipy.linalg.cholesky(out, lower=True, check_finite=False)
+            lower = np.linalg.cholesky(out)
         except np.linalg.LinAlgError:
             ridge *= 10
         else:
@@ -77,7 +77,7 @@ def cholesky(matrix: Array) -> Array:
     ridge = _first_ridge(matrix)
     while True:
         try:
-            return scipy.linalg.cholesky(matrix, lower=True, check_finite=False)
+            return np.linalg.cholesky(matrix)
         except np.linalg.LinAlgError:
             matrix = matrix + ridge * np.eye(len(matrix))
             ridge *= 10

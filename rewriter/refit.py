@@ -10,6 +10,7 @@ from rewriter import calibration, fitting, linalg
 from rewriter.calibration import Joint, Positions, Walk
 from rewriter.conv import Array, Conv
 from rewriter.graph import Model, Site
+from rewriter.parallel import in_order
 from rewriter.plan import Form
 from rewriter.progress import Progress
 from rewriter.references import Reference, References
@@ -218,20 +219,24 @@ def _retarget(
     if held == 0:
         return _Target(_with_mean(conv, conv.matrix, fit), fit)
     hold = calibration.joint(conv, inputs[:held], wanted[:held], positions[:held])
-    best: Array = np.asarray(conv.matrix, np.float64)
-    least = _held_error(best, fit, hold)
-    lacking = fit.cross - best @ fit.input.covariance
+    kernel: Array = np.asarray(conv.matrix, np.float64)
+    best, least = kernel, _held_error(kernel, fit, hold)
+    lacking = fit.cross - kernel @ fit.input.covariance
     scale = np.trace(fit.input.covariance, axis1=1, axis2=2) / fit.input.covariance.shape[1]
     parts = calibration.phase_columns(conv)
-    for ridge in ridges:
+
+    def towards(ridge: float) -> tuple[Array, float]:
+        """The kernel of a ridge, and its error."""
         steps = [
             linalg.ridge_solve_apart(c, mean, d.T, ridge * s, parts).T
             if len(parts) > 1
             else linalg.ridge_solve(c, d.T, ridge * s).T
             for c, mean, d, s in zip(fit.input.covariance, fit.input.mean, lacking, scale, strict=True)
         ]
-        trial = conv.matrix + np.stack(steps)
-        error = _held_error(trial, fit, hold)
+        trial = kernel + np.stack(steps)
+        return trial, _held_error(trial, fit, hold)
+
+    for trial, error in in_order(towards, ridges):
         if error < least:
             best, least = trial, error
     return _Target(_with_mean(conv, best, fit), fit, hold, least)

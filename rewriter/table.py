@@ -34,7 +34,7 @@ _WORTHWHILE = 0.95
 _SECONDS_PER_SHAPE = 1.0
 # What is slower than another by these factors has lost already at the first try, after one turn and so on.
 _CLEARLY = (1.5, 1.3, 1.2)
-# A run this long tells at the first try what shorter ones tell after two turns.
+# A run this long tells at the first try what shorter ones tell after a turn.
 _LONG_MS = 10.0
 # So many times the squared error is hardly more.
 _HARDLY = 1.2
@@ -205,7 +205,7 @@ class _Times:
         scale = self._found.get(chunk[0], tried[0]) / tried[0]
         known = {**self._found, **{key: ms * scale for key, ms in zip(chunk, tried, strict=True)}}
         behind = _behind(place, known)
-        told = turns + 2 if tried[0] > _LONG_MS else turns
+        told = turns + 1 if tried[0] > _LONG_MS else turns
         clearly = _CLEARLY[min(told, len(_CLEARLY) - 1)]
         # the site as it is stays, however slow: all others are judged by it
         lost = [key != chunk[0] and behind[key] > clearly for key in chunk]
