@@ -343,7 +343,7 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
                 (
                     phase,
                     x.shape[1],
-                    # numpy sees that both are one, and does half the work
+                    # where both are one matrix numpy does half the work; in a stack it does not see that
                     np.stack([own.T @ own for own in x]),
                     y.swapaxes(1, 2) @ x,
                     x.sum(1, dtype=np.float64),
