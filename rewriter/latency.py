@@ -267,9 +267,10 @@ def interleaved(
     process do not find their caches and threads as they would alone.
 
     Where one thread does all it is the average of a model's three fastest turns, which other processes
-    disturbed least. With several they do not spin, or those of one model would take the cores from the next;
-    then waking them is part of the time, the fastest turns are luck, and it is the median (identical models
-    came within 6.5 %, with the fastest turns within 11 %).
+    disturbed least. With several they stop spinning when a run ends, or those of one model would take the
+    cores from the next. Then waking them, once a run, is part of the time, the fastest turns are luck, and it
+    is the median: identical models came within 6 %, but for one round of 18. Six layers of 16 channels take
+    0.26 ms alone, 0.30 so, and 0.47 where threads never spin, which are woken for each.
 
     Args:
         models: Small models.

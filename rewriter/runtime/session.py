@@ -173,7 +173,7 @@ def session_options(target: Target) -> ort.SessionOptions:
     options.intra_op_num_threads = target.threads or 0  # 0 is the default: one a physical core, pinned to it
     options.log_severity_level = _LOG_FATAL
     if not target.spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.enable_cpu_mem_arena = target.arena
     return options
 

@@ -20,7 +20,8 @@ class Target:
     Attributes:
         provider: Short name of the execution provider, one of `PROVIDERS`.
         threads: Threads inside one operator; None is ONNX Runtime's own default (one a physical core).
-        spinning: Whether idle threads spin for a while before they sleep, as is ONNX Runtime's default.
+        spinning: Whether idle threads spin for a while when a run has ended, as is ONNX Runtime's default;
+            within a run they do in any case.
         arena: Whether a session keeps the memory of a run for the next one, as is ONNX Runtime's default.
         options: The provider's own options, pairs of a name and a value.
     """
