@@ -2,32 +2,27 @@
 
 A `Walk` runs a model over all samples from site to site and keeps only the tensors that are still needed, so
 that a pass over a whole network costs one inference of it, whatever the number of sites, and the sites in
-front may have been rewritten by the time the walk comes to the next. At a site, `moments` draws patches over
+front may have been rewritten by the time the walk comes to the next. At a site, `moments` takes patches over
 the whole map, borders included, and sums their products in float32 blocks, the blocks in float64.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rewriter import graph
-from rewriter.conv import Array, Conv, Ints
+from rewriter import graph, patches
+from rewriter.conv import Array, Conv
 from rewriter.metric import Moments
 from rewriter.parallel import in_order
+from rewriter.patches import Positions
 from rewriter.rewrite import Rewrite
 from rewriter.runtime import Session, Target
 from rewriter.samples import Feeds
 
-Positions = list[npt.NDArray[np.intp]]
-
-# Patches for each value of a patch: the excess error of a fit from 20 times as many patches is about 3 %
-# (measured).
-PATCHES_PER_VALUE = 20
 # Above so many patches a value the covariance is taken as it is, far below it a fifth is replaced by the
 # diagonal.
 _ENOUGH_PATCHES = 6
@@ -153,121 +148,6 @@ def apply(rewrite: Rewrite, inputs: Sequence[Array], target: Target) -> list[Arr
     return [session.run({name: batch})[output] for batch in inputs]
 
 
-def draw(conv: Conv, shapes: Sequence[Ints], seed: int) -> Positions:
-    """Output positions of a site, flat over n and the map, as many as its fit wants, one array a batch."""
-    sizes = [shape[0] * prod(conv.out_size(shape[2:])) for shape in shapes]
-    wanted = PATCHES_PER_VALUE * conv.matrix.shape[2]
-    share = min(1.0, wanted / max(sum(sizes), 1))
-    rng = np.random.default_rng(seed)
-    return [np.sort(rng.choice(size, max(1, round(share * size)), replace=False)) for size in sizes]
-
-
-def patches(conv: Conv, batch: Array, positions: npt.NDArray[np.intp]) -> Array:
-    """What the kernel sees at some output positions of a batch `[N, C, ...]`: `[G, P, K]`, never float16."""
-    axes = len(conv.kernel_shape)
-    out_size = conv.out_size(batch.shape[2:])
-    sample, *place = np.unravel_index(positions, (len(batch), *out_size))
-    if _dilated(conv):
-        return _by_group(conv, _between_zeros(conv, batch, sample, place, _all_taps(conv)))
-    pads = [(0, 0), (0, 0), *zip(conv.pads[:axes], conv.pads[axes:], strict=True)]
-    padded = np.pad(batch, pads) if any(conv.pads) else batch
-    steps = padded.strides[2:]
-    windows = np.lib.stride_tricks.as_strided(
-        padded,
-        (*padded.shape[:2], *out_size, *conv.kernel_shape),
-        (
-            *padded.strides[:2],
-            *(step * stride for step, stride in zip(steps, conv.strides, strict=True)),
-            *(step * dilation for step, dilation in zip(steps, conv.dilations, strict=True)),
-        ),
-        writeable=False,
-    )
-    where: tuple[Any, ...] = (sample, slice(None), *place)
-    return _by_group(conv, windows[where])
-
-
-def _by_group(conv: Conv, seen: Array) -> Array:
-    """What is seen `[P, C, *kernel]` as `[G, P, K]`, never float16."""
-    seen = seen.reshape(len(seen), conv.group, seen[0].size // conv.group).swapaxes(0, 1)
-    return np.ascontiguousarray(seen, np.result_type(seen, np.float32))
-
-
-def _all_taps(conv: Conv) -> list[npt.NDArray[np.intp]]:
-    return [np.arange(taps) for taps in conv.kernel_shape]
-
-
-def _between_zeros(
-    conv: Conv,
-    batch: Array,
-    sample: npt.NDArray[np.intp],
-    place: Sequence[npt.NDArray[np.intp]],
-    taps: Sequence[npt.NDArray[np.intp]],
-) -> Array:
-    """What some taps of the kernel see at P places of a dilated input, `[P, C, *taps]`."""
-    axes = len(taps)
-    inside: Any = True
-    indices = []
-    for axis, own in enumerate(taps):
-        shape = (len(sample), *(len(own) if axis == other else 1 for other in range(axes)))
-        at = place[axis][:, None] + own * conv.dilations[axis] - conv.pads[axis]
-        index, off = np.divmod(at.reshape(shape), conv.input_dilations[axis])
-        inside = inside & (off == 0) & (index >= 0) & (index < batch.shape[2 + axis])
-        indices.append(index.clip(0, batch.shape[2 + axis] - 1))
-    where: tuple[Any, ...] = (sample.reshape(-1, *(1,) * axes), slice(None), *indices)
-    # the channels come last
-    return np.moveaxis(batch[where] * inside[..., None], -1, 1)
-
-
-def _phases(
-    conv: Conv, batch: Array, positions: npt.NDArray[np.intp]
-) -> Iterator[tuple[npt.NDArray[np.intp], Array, int]]:
-    """Positions of a dilated input by phases of the output: which, what is seen there, and the phase.
-
-    At each phase the same taps meet samples and all others zeros, which are left out.
-    """
-    sample, *place = np.unravel_index(positions, (len(batch), *conv.out_size(batch.shape[2:])))
-    steps = conv.input_dilations
-    phases = np.ravel_multi_index([at % step for at, step in zip(place, steps, strict=True)], steps)
-    for phase in np.unique(phases):
-        (which,) = np.nonzero(phases == phase)
-        seen = _between_zeros(
-            conv, batch, sample[which], [at[which] for at in place], _taps_met(conv, int(phase))
-        )
-        yield which, _by_group(conv, seen), int(phase)
-
-
-def phase_columns(conv: Conv) -> list[npt.NDArray[np.intp]]:
-    """Which values of a patch meet samples of a dilated input, not the zeros between, at each phase.
-
-    Together they are all values, none of them twice.
-    """
-    numbered = np.arange(conv.matrix.shape[2]).reshape(conv.weight.shape[1:])
-    channels = np.arange(len(numbered))
-    return [
-        numbered[np.ix_(channels, *_taps_met(conv, phase))].reshape(-1)
-        for phase in range(prod(conv.input_dilations))
-    ]
-
-
-def _taps_met(conv: Conv, phase: int) -> list[npt.NDArray[np.intp]]:
-    """The taps along each axis that meet samples of a dilated input at a phase of the output."""
-    steps = conv.input_dilations
-    residues = np.unravel_index(phase, steps)
-    return [
-        own[(first + own * dilation - pad) % step == 0]
-        for own, first, dilation, pad, step in zip(
-            _all_taps(conv), residues, conv.dilations, conv.pads[: len(steps)], steps, strict=True
-        )
-    ]
-
-
-def rows(output: Array, positions: npt.NDArray[np.intp]) -> Array:
-    """A site's output `[N, M, ...]` at the same positions: `[P, M]`, never float16."""
-    flat = output.reshape(*output.shape[:2], -1)
-    sample, place = np.divmod(positions, flat.shape[2])
-    return flat[sample, :, place].astype(np.result_type(flat, np.float32), copy=False)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Joint:
     """Moments of the patches of a site together with the output that is wanted for them.
@@ -315,28 +195,27 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
     """
     group, _, size = conv.matrix.shape
     channels = 0 if wanted is None else conv.matrix.shape[1]
+    if wanted is None:
+        wanted = [np.zeros((len(chosen), 0), np.float32) for chosen in positions]
     # products of values that are never both samples are zero, and not held
-    parts = phase_columns(conv) if _dilated(conv) else [np.arange(size)]
+    parts = patches.phase_columns(conv)
     blocks = [
-        (index, slice(start, start + _BLOCK))
-        for index, chosen in enumerate(positions)
+        (batch, chosen[start : start + _BLOCK], rows[start : start + _BLOCK])
+        for batch, chosen, rows in zip(inputs, positions, wanted, strict=True)
         for start in range(0, len(chosen), _BLOCK)
     ]
-
-    def seen(index: int, part: slice) -> Iterator[tuple[Array, Array, int]]:
-        rows = None if wanted is None else wanted[index][part]
-        return _seen(conv, inputs[index], positions[index][part], rows)
-
-    index, part = blocks[0]
-    some = next(seen(index, slice(part.start, part.start + _PIVOT)))
-    wanted_pivot = some[1].mean(1, keepdims=True)
+    batch, chosen, rows = blocks[0]
+    x, y, _ = next(patches.pairs(conv, batch, chosen[:_PIVOT], rows[:_PIVOT]))
+    wanted_pivot = y.mean(1, keepdims=True)
     # the zeros of a dilated input stay what they are
-    pivot = np.zeros((group, 1, size), np.float32) if _dilated(conv) else some[0].mean(1, keepdims=True)
+    pivot = np.zeros((group, 1, size), np.float32) if len(parts) > 1 else x.mean(1, keepdims=True)
 
-    def products(block: tuple[int, slice]) -> list[tuple[int, int, Array, Array, Array, Array]]:
+    def products(
+        block: tuple[Array, npt.NDArray[np.intp], Array],
+    ) -> list[tuple[int, int, Array, Array, Array, Array]]:
         """Sums over the patches of a block, phase by phase: which, how many, x xᵀ, y xᵀ, x and y."""
         made = []
-        for x, y, phase in seen(*block):
+        for x, y, phase in patches.pairs(conv, *block):
             x -= pivot[..., parts[phase]]
             y = y - wanted_pivot
             made.append(
@@ -357,12 +236,12 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
     total, wanted_total = np.zeros((group, size)), np.zeros((group, channels))
     count = 0
     for made in in_order(products, blocks):
-        for phase, patches_seen, squares, mixed, values, outputs in made:
+        for phase, patch_count, squares, mixed, values, outputs in made:
             second[phase] += squares
             cross[..., parts[phase]] += mixed
             total[:, parts[phase]] += values
             wanted_total += outputs
-            count += patches_seen
+            count += patch_count
     mean, wanted_mean = total / count, wanted_total / count
     for g in range(group):
         cross[g] /= count
@@ -389,25 +268,3 @@ def _covariance(
     for g in range(group):
         covariance[g] -= np.outer(mean[g], mean[g])
     return covariance
-
-
-def _dilated(conv: Conv) -> bool:
-    return max(conv.input_dilations) > 1
-
-
-def _seen(
-    conv: Conv, batch: Array, positions: npt.NDArray[np.intp], wanted: Array | None
-) -> Iterator[tuple[Array, Array, int]]:
-    """Patches `[G, P, k]` at some positions, the outputs wanted there `[G, P, M/G]`, if any, and their phase.
-
-    The patches have all values but where a dilated input leaves most of them at zero.
-    """
-    if wanted is None:
-        y = np.zeros((conv.group, len(positions), 0), np.float32)
-    else:
-        y = wanted.reshape(len(positions), conv.group, -1).swapaxes(0, 1)
-    if _dilated(conv):
-        for which, x, phase in _phases(conv, batch, positions):
-            yield x, y[:, which], phase
-    else:
-        yield patches(conv, batch, positions), y, 0

@@ -1,13 +1,12 @@
 """Passes and metrics -> rewrites: the survey of every candidate, fitted to the original network."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rewriter import calibration, linalg
+from rewriter import calibration, linalg, patches
 from rewriter.balance import balanced
 from rewriter.calibration import Walk
 from rewriter.conv import Array, Conv, Ints
@@ -15,10 +14,11 @@ from rewriter.errors import PlanError, SampleError
 from rewriter.graph import Model, Site
 from rewriter.grid import Grid
 from rewriter.metric import Metric, Moments, relative_error
+from rewriter.parallel import in_order
 from rewriter.plan import Candidate, Form
 from rewriter.progress import Progress
 from rewriter.rewrite import Refusal, Rewrite
-from rewriter.runtime import Target, cores
+from rewriter.runtime import Target
 from rewriter.samples import Feeds
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def survey(
     """
     walk = Walk(model, sites, batches, target)
     found = []
-    with linalg.one_blas_thread(), ThreadPoolExecutor(cores()) as pool:
+    with linalg.one_blas_thread():
         for index, site in enumerate(sites):
             inputs = walk.inputs()
             if not all(np.isfinite(each).all() for each in inputs):
@@ -92,9 +92,7 @@ def survey(
                     f"'{site.name}' is fed values that are not finite for some of the samples; leave these "
                     "out, or the node with --exclude"
                 )
-            found.append(
-                _site(site, inputs, sizes[site.name], passes, grid, weights.get(site.name), seed, pool)
-            )
+            found.append(_site(site, inputs, sizes[site.name], passes, grid, weights.get(site.name), seed))
             walk.provide(calibration.apply(Rewrite(((site.conv,),)), inputs, target))
             progress("fitting", index + 1, len(sites))
     return found
@@ -108,14 +106,13 @@ def _site(
     grid: Grid,
     weights: Array | None,
     seed: int,
-    pool: ThreadPoolExecutor,
 ) -> Survey:
     """Every rewrite of one site, fitted to its inputs, one array a batch."""
     before, willing, refusals = _offers(site, size, passes, grid)
     candidates = [before]
     if not willing:
         return Survey(site, tuple(candidates), tuple(refusals), None, 0.0)
-    positions = calibration.draw(site.conv, [batch.shape for batch in inputs], seed)
+    positions = patches.draw(site.conv, [batch.shape for batch in inputs], seed)
     metric = site_metric(calibration.moments(site.conv, inputs, positions), weights)
     metric.root  # noqa: B018 - made here once, not in every thread
 
@@ -137,7 +134,7 @@ def _site(
     large = site.conv.matrix.shape[2] > _LARGE
     probe: Rewrite | None = None
     probe_error = 0.0
-    for made, nearest, error in map(fit, willing) if large else pool.map(fit, willing):
+    for made, nearest, error in map(fit, willing) if large else in_order(fit, willing, most=len(willing)):
         candidates += made
         if nearest is not None and (probe is None or _off(error) < _off(probe_error)):
             probe, probe_error = nearest, error

@@ -11,16 +11,16 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 # What jobs hold adds up; so many at once stay well below what a model's activations take.
-_MOST_THREADS = 4
+_MOST = 4
 
 
-def in_order(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-    """What a function makes of every job, in the order of the jobs, taken as results are.
+def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], most: int = _MOST) -> Iterator[Result]:
+    """What a function makes of every job, in the order of the jobs, taken as results are, `most` at once.
 
     It pays for what lets other threads run: products and factors of numpy do, those of scipy's BLAS and
     LAPACK do not.
     """
-    threads = min(cores(), _MOST_THREADS)
+    threads = min(cores(), most)
     with ThreadPoolExecutor(threads) as pool:
         under_way: deque[Future[Result]] = deque()
         for job in jobs:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import passes as catalogue
-from rewriter import adjoint, graph
+from rewriter import adjoint, graph, patches
 from rewriter import calibration as calibrate
 from rewriter.conv import Array, Cost, Ints
 from rewriter.errors import ModelError, OptionError
@@ -356,7 +356,7 @@ def fitting_samples(
         seed: Draws the samples.
     """
     wanted = [
-        calibrate.PATCHES_PER_VALUE * site.conv.matrix.shape[2] / prod(site.conv.out_size(sizes[site.name]))
+        patches.PATCHES_PER_VALUE * site.conv.matrix.shape[2] / prod(site.conv.out_size(sizes[site.name]))
         for site in sites
     ]
     enough = int(np.clip(_SPREAD * max(wanted, default=0.0), _FEWEST_FITTED, _MOST_FITTED))

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rewriter import calibration
-from rewriter.calibration import Positions, Walk
+from rewriter import calibration, patches
+from rewriter.calibration import Walk
 from rewriter.conv import Array
 from rewriter.graph import Model, Site
+from rewriter.patches import Positions
 from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target
 from rewriter.samples import Feeds
@@ -81,10 +82,10 @@ class References:
         shortcut = None if site.shortcut is None else walk.tensor(site.shortcut)
         if shortcut is not None and shortcut[0].shape != outputs[0].shape:
             shortcut = None
-        positions = calibration.draw(site.conv, [batch.shape for batch in inputs], self._seed)
+        positions = patches.draw(site.conv, [batch.shape for batch in inputs], self._seed)
 
         def rows(batches: Sequence[Array]) -> list[Array]:
-            return [calibration.rows(each, at) for each, at in zip(batches, positions, strict=True)]
+            return [patches.rows(each, at) for each, at in zip(batches, positions, strict=True)]
 
         return Reference(positions, rows(outputs), None if shortcut is None else rows(shortcut))
 

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rewriter import calibration, fitting, linalg
-from rewriter.calibration import Joint, Positions, Walk
+from rewriter import calibration, fitting, linalg, patches
+from rewriter.calibration import Joint, Walk
 from rewriter.conv import Array, Conv
 from rewriter.graph import Model, Site
 from rewriter.parallel import in_order
+from rewriter.patches import Positions
 from rewriter.plan import Form
 from rewriter.progress import Progress
 from rewriter.references import Reference, References
@@ -172,7 +173,7 @@ def _repaired(
     as_it_is = Rewrite(((conv,),))
     outputs = calibration.apply(as_it_is, inputs, target)
     if all(
-        np.array_equal(calibration.rows(output, at), rows)
+        np.array_equal(patches.rows(output, at), rows)
         for output, at, rows in zip(outputs, positions, wanted, strict=True)
     ):
         return as_it_is
@@ -189,7 +190,7 @@ def _with_shortcut(site: Site, reference: Reference, rewritten: Walk) -> Sequenc
     wrong = rewritten.tensor(site.shortcut)
     assert wrong is not None, "what is there on the way of all sites is there on that of some"
     parts = zip(reference.rows, reference.shortcut, wrong, reference.positions, strict=True)
-    return [y + (s - calibration.rows(t, at)) for y, s, t, at in parts]
+    return [y + (s - patches.rows(t, at)) for y, s, t, at in parts]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -223,7 +224,7 @@ def _retarget(
     best, least = kernel, _held_error(kernel, fit, hold)
     lacking = fit.cross - kernel @ fit.input.covariance
     scale = np.trace(fit.input.covariance, axis1=1, axis2=2) / fit.input.covariance.shape[1]
-    parts = calibration.phase_columns(conv)
+    parts = patches.phase_columns(conv)
 
     def towards(ridge: float) -> tuple[Array, float]:
         """The kernel of a ridge, and its error."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rewriter import calibration
+from rewriter import calibration, patches
 from rewriter.calibration import Walk
 from rewriter.conv import Array, Conv
 from rewriter.fitting import exact_rewrites
@@ -104,7 +104,7 @@ class _Oracle:
             size = len(batch) * int(np.prod(conv.out_size(batch.shape[2:])))
             chosen = np.sort(rng.choice(size, min(size, max(count, 1)), replace=False))
             self._positions.append(chosen)
-            exact.append(_float64(conv, calibration.patches(conv, batch, chosen)))
+            exact.append(_float64(conv, patches.seen(conv, batch, chosen)))
         self._exact = np.concatenate(exact)
 
     def error(self, outputs: Sequence[Array]) -> float:
@@ -112,7 +112,7 @@ class _Oracle:
         if not all(np.isfinite(output).all() for output in outputs) or not np.isfinite(self._exact).all():
             return np.inf
         pairs = zip(outputs, self._positions, strict=True)
-        rows = np.concatenate([calibration.rows(output, chosen) for output, chosen in pairs])
+        rows = np.concatenate([patches.rows(output, chosen) for output, chosen in pairs])
         off = float(np.linalg.norm(rows - self._exact))
         scale = float(np.linalg.norm(self._exact))
         if scale == 0.0:

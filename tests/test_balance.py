@@ -10,7 +10,7 @@ import residual
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import passes
-from rewriter import calibration, fitting, graph
+from rewriter import calibration, fitting, graph, patches
 from rewriter.balance import balanced
 from rewriter.conv import Conv
 from rewriter.grid import Grid
@@ -38,7 +38,7 @@ def seen(rng, conv):
     """Inputs of a convolution, of unlike channels with means, and its metric."""
     sizes = np.geomspace(1, 100, conv.in_channels)[:, None, None]
     inputs = [(graphs.random(rng, 4, conv.in_channels, 12, 12) + 1) * sizes.astype(np.float32)]
-    positions = calibration.draw(conv, [batch.shape for batch in inputs], 0)
+    positions = patches.draw(conv, [batch.shape for batch in inputs], 0)
     return inputs, Metric(calibration.moments(conv, inputs, positions))
 
 
@@ -152,7 +152,7 @@ def test_int8_of_a_rewrite_loses_little_more_than_of_the_original(rng, tmp_path,
     batches = residual.batches(rng)
     [site] = graph.find_sites(model)[0]
     [inputs] = residual.at_sites(model, batches, [site])
-    positions = calibration.draw(site.conv, [batch.shape for batch in inputs], 0)
+    positions = patches.draw(site.conv, [batch.shape for batch in inputs], 0)
     metric = Metric(calibration.moments(site.conv, inputs, positions))
     (plain,) = PASSES[name].rewrites(site.conv, [rank], metric)
     form = SimpleNamespace(pass_name=name, rank=rank, lowerings=())

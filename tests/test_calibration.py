@@ -5,7 +5,7 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from rewriter import calibration
+from rewriter import calibration, patches
 from rewriter.calibration import Walk
 from rewriter.conv import Conv
 from rewriter.graph import find_sites
@@ -48,9 +48,9 @@ def test_patches_times_kernel_is_the_convolution(rng, shape, attributes):
     y = reference(conv, x)
     assert y.shape[2:] == conv.out_size(x.shape[2:])
     positions = np.arange(y[:, 0].size)
-    product = np.einsum("gmk,gpk->pgm", conv.matrix, calibration.patches(conv, x, positions))
+    product = np.einsum("gmk,gpk->pgm", conv.matrix, patches.seen(conv, x, positions))
     # float32 sums of up to 36 products
-    np.testing.assert_allclose(product.reshape(len(positions), -1), calibration.rows(y, positions), atol=1e-4)
+    np.testing.assert_allclose(product.reshape(len(positions), -1), patches.rows(y, positions), atol=1e-4)
 
 
 def test_moments_are_those_of_numpy_over_all_positions(rng):
@@ -59,10 +59,10 @@ def test_moments_are_those_of_numpy_over_all_positions(rng):
     batches = [rng.standard_normal((n, 4, 7, 6)).astype(np.float32) + 100 for n in (2, 3)]
     wanted = [rng.standard_normal((n, 6, 7, 6)).astype(np.float32) - 50 for n in (2, 3)]
     everywhere = [np.arange(n * 42) for n in (2, 3)]
-    rows = [calibration.rows(b, p) for b, p in zip(wanted, everywhere, strict=True)]
+    rows = [patches.rows(b, p) for b, p in zip(wanted, everywhere, strict=True)]
     found = calibration.joint(conv, batches, rows, everywhere)
     x = np.concatenate(
-        [calibration.patches(conv, b, p)[0] for b, p in zip(batches, everywhere, strict=True)]
+        [patches.seen(conv, b, p)[0] for b, p in zip(batches, everywhere, strict=True)]
     ).astype(np.float64)
     y = np.concatenate(rows)
     both = np.cov(np.hstack([x, y.astype(np.float64)]).T, bias=True)
@@ -89,13 +89,13 @@ def test_grouped_moments_are_per_group(rng):
 def test_positions_cover_the_map_and_repeat_by_seed():
     conv = Conv(np.zeros((2, 3, 3, 3)), pads=(1, 1, 1, 1))
     shapes = [(4, 3, 40, 40), (2, 3, 20, 60)]
-    positions = calibration.draw(conv, shapes, seed=3)
-    again = calibration.draw(conv, shapes, seed=3)
+    positions = patches.draw(conv, shapes, seed=3)
+    again = patches.draw(conv, shapes, seed=3)
     assert all(np.array_equal(a, b) for a, b in zip(positions, again, strict=True))
     assert sum(map(len, positions)) == pytest.approx(20 * 27, abs=2)
     assert all(len(np.unique(p)) == len(p) for p in positions)
     assert positions[0].max() < 4 * 1600
-    everything = calibration.draw(conv, [(1, 3, 5, 5)], seed=0)
+    everything = patches.draw(conv, [(1, 3, 5, 5)], seed=0)
     assert np.array_equal(everything[0], np.arange(25))
 
 

@@ -21,7 +21,7 @@ TIERS = (
     {"cache", "conv", "factor", "grid", "layers", "rewrite", "transposed", "winograd"},
     {"lowering", "metric", "samples"},
     {"graph", "runtime", "_worker"},
-    {"parallel", "sources"},
+    {"parallel", "patches", "sources"},
     {"_measures", "adjoint", "balance", "budget", "calibration", "drift", "latency", "meter", "noise"},
     {"limits", "plan"},
     {

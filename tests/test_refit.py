@@ -7,7 +7,7 @@ from residual import at_sites, drift
 
 from passes.channel_svd import ChannelSVD
 from passes.split_groups import SplitGroups
-from rewriter import calibration, graph, references, refit
+from rewriter import calibration, graph, patches, references, refit
 from rewriter.conv import Conv, Cost
 from rewriter.metric import Metric
 from rewriter.plan import Candidate
@@ -130,7 +130,7 @@ def test_refitting_behind_rewritten_sites_drifts_less(model, batches, rank):
     for (site, candidate), inputs in zip(
         sites, at_sites(model, batches, [site for site, _ in sites]), strict=True
     ):
-        positions = calibration.draw(site.conv, [batch.shape for batch in inputs], 0)
+        positions = patches.draw(site.conv, [batch.shape for batch in inputs], 0)
         metric = Metric(calibration.moments(site.conv, inputs, positions))
         alone += [(site, rewrite) for rewrite in SVD.rewrites(site.conv, [candidate.rank], metric)]
     plain = graph.splice(model, alone)

@@ -10,7 +10,7 @@ import pytest
 
 import passes
 import rewriter
-from rewriter import calibration, graph
+from rewriter import calibration, graph, patches
 from rewriter.conv import Conv, Direct
 from rewriter.grid import Grid
 from rewriter.metric import Metric
@@ -131,7 +131,7 @@ def test_what_the_kernel_sees_is_the_input_between_zeros(rng, key):
     plain = conv.with_(input_dilations=(), lowering=Direct())
     assert plain.out_size(tuple(wide)) == conv.out_size(size)
     places = np.arange(2 * np.prod(conv.out_size(size)))
-    assert np.array_equal(calibration.patches(conv, x, places), calibration.patches(plain, spread, places))
+    assert np.array_equal(patches.seen(conv, x, places), patches.seen(plain, spread, places))
 
 
 @keys
@@ -141,11 +141,11 @@ def test_moments_are_those_of_all_that_the_kernel_sees(rng, key):
     size = (5, 6, 4)[: len(conv.kernel_shape)]
     inputs = [graphs.random(rng, 2, CHANNELS, *size) + 1 for _ in range(2)]
     wanted = [graphs.random(rng, 2, conv.out_channels, *conv.out_size(size)) for _ in range(2)]
-    positions = calibration.draw(conv, [each.shape for each in inputs], 0)
-    rows = [calibration.rows(each, at) for each, at in zip(wanted, positions, strict=True)]
+    positions = patches.draw(conv, [each.shape for each in inputs], 0)
+    rows = [patches.rows(each, at) for each, at in zip(wanted, positions, strict=True)]
     found = calibration.joint(conv, inputs, rows, positions)
     x = np.concatenate(
-        [calibration.patches(conv, each, at) for each, at in zip(inputs, positions, strict=True)], axis=1
+        [patches.seen(conv, each, at) for each, at in zip(inputs, positions, strict=True)], axis=1
     ).astype(np.float64)
     y = np.concatenate(rows)
     y = y.reshape(len(y), conv.group, -1).swapaxes(0, 1).astype(np.float64)
