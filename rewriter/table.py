@@ -40,6 +40,10 @@ _LONG_MS = 10.0
 _HARDLY = 1.2
 # Tiles, or phases, to try for the stages of a rewrite: those that are best for the site as it is.
 _MOST_WAYS = 2
+# What every run costs, waking threads above all, should be little beside the multiply-adds in it: so many
+# copies of a site are in one, up to a number.
+_RUN_MACS = 3e7
+_MOST_COPIES = 8
 # Sessions alive at once may hold this much in activations; more of them meet fewer of each other's turns.
 _ACTIVATION_BYTES = 1 << 30
 _MOST_SESSIONS = 40
@@ -123,17 +127,19 @@ class _Times:
         keys = [key for key in pool if key != original and not self._stands(key, behind)]
         if not keys:
             return
+        copies = self._copies(pool[original][1])
         feeds = _feeds(*pool[original], self._shape)
         lost_by: dict[Key, float] = {}
         for some in self._chunks({key: pool[key][1] for key in keys}):
             chunk = [original, *some]
             values = latency.interleaved(
-                [graph.probe(*pool[key], self._shape, within=True) for key in chunk],
+                [graph.probe(*pool[key], self._shape, copies) for key in chunk],
                 [feeds] * len(chunk),
                 self._target,
                 seconds=_SECONDS_PER_SHAPE * len(chunk) / (len(keys) + 1),
                 hopeless=partial(self._hopeless, place, chunk, lost_by),
             )
+            values = [value / copies for value in values]
             first = self._found.setdefault(original, values[0])
             # the machine's speed may have changed since the first chunk; the original is in each
             self._found.update(
@@ -158,10 +164,11 @@ class _Times:
         """Takes over what earlier runs know of the structures; the place is called after its original."""
         if self._cache is None:
             return
+        copies = self._copies(next(iter(pool.values()))[1])
         for key in pool:
             if key in self._digests:
                 continue
-            digest = self._digests[key] = graph.fingerprint(graph.probe(*pool[key], self._shape, within=True))
+            digest = self._digests[key] = graph.fingerprint(graph.probe(*pool[key], self._shape, copies))
             if not self._place:
                 self._place, self._kept = digest, self._cache.read(digest)
             if (known := self._kept.get(digest)) is not None:
@@ -176,6 +183,11 @@ class _Times:
         what a form must beat. Its time stands where it would be given up by it again.
         """
         return key in self._found and behind[key] >= self._lost_by.get(key, 0.0)
+
+    def _copies(self, original: Rewrite) -> int:
+        """How many copies of a site, or of what it may become, are in one run."""
+        macs = self._shape[0] * original.cost(self._shape[2:]).macs
+        return int(np.clip(round(_RUN_MACS / max(macs, 1)), 1, _MOST_COPIES))
 
     def _chunks(self, rewrites: Mapping[Key, Rewrite]) -> Iterator[list[Key]]:
         """The keys in portions whose sessions fit in memory together."""

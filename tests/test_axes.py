@@ -117,12 +117,12 @@ def test_probes_run_as_the_site_does(rng: np.random.Generator, size: tuple[int, 
     found = site(_net(rng, size), "b")
     shape = (2, 32, *size)
     feeds = {"x": random(rng, *shape), "shortcut": random(rng, *shape)}
-    plain, within = (
-        run(graph.probe(found, only(found.conv), shape, within=inside), feeds)["y"]
-        for inside in (False, True)
-    )
-    assert plain.shape == shape
-    assert np.array_equal(plain, within)
+    plain, *copies = (run(graph.probe(found, only(found.conv), shape, count), feeds) for count in (0, 1, 3))
+    first = (slice(None), slice(None), *(slice(1) for _ in size))
+    assert plain["y"].shape == shape
+    for count, each in zip((1, 3), copies, strict=True):
+        assert list(each) == [f"y{index}" for index in range(count)]
+        assert np.array_equal(each["y0"], plain["y"][first])
 
 
 def test_a_signal_in_tiles(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

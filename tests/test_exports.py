@@ -76,7 +76,10 @@ def test_every_convolution_is_found_or_refused(name: str, model: graph.Model) ->
     assert all("in a body of" in each.reason for each in refusals)
 
 
-def test_inspect(name: str, model: graph.Model, rng: np.random.Generator) -> None:
+def test_inspect(
+    name: str, model: graph.Model, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_latency.install(monkeypatch)  # for the ranks that are worth trying
     shapes = {key: value.shape for key, value in drawn(model, SIZES, rng).items()}
     found = rewriter.inspect(model.proto, shapes=shapes, threads=1)
     layers = [each for each in found.layers if "Conv" in each.layer.op_type]

@@ -9,6 +9,7 @@ from graphs import filled, halves, model, only, random, run, site
 
 from rewriter import graph
 from rewriter.conv import Conv
+from rewriter.fitting import skeleton
 from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target, optimized
 from rewriter.winograd import Winograd
@@ -26,6 +27,10 @@ agraph (float[1,8,9,9] x) => (float[1,8,9,9] y) {
     rc = PRelu(c, slope)
     [d] y = Conv<pads=[1,1,1,1]>(rc, w)
 }"""
+
+
+# Channels that fill the block of any processor.
+WIDE = FOLLOWED.replace("[8,8,", "[16,16,").replace("[1,8,", "[1,16,").replace("slope[8", "slope[16")
 
 
 def test_probes_do_what_the_model_does(rng: np.random.Generator) -> None:
@@ -64,15 +69,28 @@ def test_zoo_probes_load(zoo_model: Path) -> None:
 
 
 def test_sums_and_activations_fuse_into_the_convolutions(rng: np.random.Generator) -> None:
-    each = site(filled(FOLLOWED.replace("Clip(a, low, high)", "Relu(a)"), rng), "a")
-    depthwise = [Conv(random(rng, 8, 1, 3, 3), None, (1, 1), (1, 1, 1, 1), (1, 1), 8) for _ in range(3)]
-    pointwise = [Conv(random(rng, 8, 8, 1, 1)) for _ in range(3)]
+    each = site(filled(WIDE.replace("Clip(a, low, high)", "Relu(a)"), rng), "a")
+    depthwise = [Conv(random(rng, 16, 1, 3, 3), None, (1, 1), (1, 1, 1, 1), (1, 1), 16) for _ in range(3)]
+    pointwise = [Conv(random(rng, 16, 16, 1, 1)) for _ in range(3)]
     rewrite = Rewrite(tuple(zip(depthwise, pointwise, strict=True)))
-    data = optimized(graph.probe(each, rewrite, (1, 8, 16, 16)), Target(threads=1))
+    data = optimized(graph.probe(each, rewrite, (1, 16, 16, 16)), Target(threads=1))
     nodes = onnx.load_model_from_string(data).graph.node
     if not any(node.domain == "com.microsoft.nchwc" for node in nodes):
         pytest.skip("this machine has no blocked kernels")
     assert sorted(node.op_type for node in nodes) == ["Conv"] * 6 + ["ReorderInput", "ReorderOutput"]
+
+
+def test_copies_stay_apart(rng: np.random.Generator) -> None:
+    each = site(filled(WIDE.replace("LeakyRelu<alpha=0.2>", "Relu"), rng), "b")
+    data = optimized(graph.probe(each, skeleton(only(each.conv)), (1, 16, 16, 16), 4), Target(threads=1))
+    nodes = onnx.load_model_from_string(data).graph.node
+    if not any(node.domain == "com.microsoft.nchwc" for node in nodes):
+        pytest.skip("this machine has no blocked kernels")
+    sums = [node for node in nodes if node.op_type == "Conv" and len(node.input) > 3]
+    assert len(sums) == 4
+    assert not any(node.op_type in ("Add", "Relu") for node in nodes)
+    # each sum may be made in place: nothing else takes its shortcut
+    assert len({node.input[3] for node in sums}) == 4
 
 
 def test_the_block_is_read_from_the_machine(rng: np.random.Generator) -> None:
@@ -128,7 +146,8 @@ def test_whatever_takes_time_tells_probes_apart(rng: np.random.Generator) -> Non
     tiles = conv.with_(lowering=Winograd((2, 2)))
     probes = [
         graph.probe(each, only(conv), (1, 8, 9, 9)),
-        graph.probe(each, only(conv), (1, 8, 9, 9), within=True),
+        graph.probe(each, only(conv), (1, 8, 9, 9), 1),
+        graph.probe(each, only(conv), (1, 8, 9, 9), 2),
         graph.probe(each, only(conv), (1, 8, 9, 8)),
         graph.probe(each, only(conv), (2, 8, 9, 9)),
         graph.probe(each, only(conv.with_(bias=np.zeros(8, np.float32))), (1, 8, 9, 9)),

@@ -28,6 +28,11 @@ agraph (float[1,8,10,10] x) => (float[1,8,10,10] y) {
 SHAPES = dict.fromkeys(("one", "two", "three"), (1, 8, 10, 10))
 
 
+@pytest.fixture(autouse=True)
+def one_copy(monkeypatch):
+    monkeypatch.setattr(table, "_MOST_COPIES", 1)
+
+
 @pytest.fixture
 def sites(rng):
     return graph.find_sites(graphs.filled(TEXT, rng))[0]
@@ -57,7 +62,7 @@ def _inner(model):
     inside = graph.load(model).proto.graph
     sizes = {tensor.name: tensor.dims for tensor in inside.initializer}
     stages = [node for node in inside.node if node.op_type == "Conv" and node.name.startswith("conv")]
-    return None if len(stages) == 1 else int(sizes[stages[0].input[1]][0])
+    return None if len(stages) == len(inside.output) else int(sizes[stages[0].input[1]][0])
 
 
 def offers(site, *ranks, error=0.01):
@@ -98,9 +103,23 @@ def test_what_is_timed_runs_on_what_it_is_fed(sites, clock):
     for models, feeds, _ in clock.calls:
         for model, feed in zip(models, feeds, strict=True):
             (output,) = Session(model, TARGET).run(feed).values()
-            assert output.shape == (1, 8, 10, 10)
+            assert output.shape == (1, 8, 1, 1)
             fed.append(set(feed))
     assert fed == [{"x"}] * 3 + [{"x", "shortcut"}] * 3
+
+
+@pytest.mark.parametrize(("run_macs", "copies"), [(1, 1), (3 * 8 * 8 * 9 * 100, 3), (1e12, 8)])
+def test_the_time_of_a_small_site_is_that_of_several(sites, clock, monkeypatch, run_macs, copies):
+    monkeypatch.setattr(table, "_MOST_COPIES", 8)
+    monkeypatch.setattr(table, "_RUN_MACS", run_macs)
+    clock.time = lambda channels, call: 1.0
+    one, _, three = sites
+    (found,) = measure([one], 2)
+    assert times(found) == {(): 1.0 / copies}
+    measure([three], 2)
+    for models, feeds, _ in clock.calls:
+        outputs = Session(models[0], TARGET).run(feeds[0])
+        assert [array.shape for array in outputs.values()] == [(1, 8, 1, 1)] * copies
 
 
 def test_chunks_are_rescaled_by_the_original(sites, clock, monkeypatch):

@@ -34,13 +34,16 @@ def rewrite_model(rewrite: Rewrite, dtype: npt.DTypeLike = np.float32) -> bytes:
     return _model(rewrite, {"x": shape}, out_shape, (), _OPSET, dtype)
 
 
-def probe(site: Site, rewrite: Rewrite, in_shape: Ints, within: bool = False) -> bytes:
+def probe(site: Site, rewrite: Rewrite, in_shape: Ints, copies: int = 0) -> bytes:
     """A model to time a rewrite as it will run: the site's followers behind it, every size fixed.
 
     The input is "x" `[N, C, *sizes]`; where an Add follows there is a second one, "shortcut", of the output's
     shape. All candidates of a site carry the same costs of laying its input and output out for the kernels.
-    With `within`, poolings of one tap stand for neighbours that ONNX Runtime computes in its own layout: a
-    rewrite whose nodes leave that layout pays for it, as it would in a network.
+
+    With `copies` it is there so often, side by side, so that what a run costs whatever is in it is small
+    beside them. Poolings of one tap then stand for neighbours that ONNX Runtime computes in its own layout: a
+    rewrite whose nodes leave that layout pays for it, as it would in a network. Those behind keep one place
+    of the output only, or laying that out would take longer than many a layer.
     """
     batch, _, *sizes = in_shape
     out_shape = (batch, site.conv.out_channels, *rewrite.out_size(tuple(sizes)))
@@ -48,7 +51,7 @@ def probe(site: Site, rewrite: Rewrite, in_shape: Ints, within: bool = False) ->
     if any(follower.op_type == "Add" for follower in site.followers):
         inputs["shortcut"] = out_shape
     opset = site.opset if rewrite.direct else max(site.opset, LOWERED)
-    return _model(rewrite, inputs, out_shape, site.followers, opset, site.dtype, within)
+    return _model(rewrite, inputs, out_shape, site.followers, opset, site.dtype, copies)
 
 
 def block_probe() -> bytes:
@@ -70,14 +73,15 @@ def read_block(optimised: bytes) -> int:
     return _BLOCK_BY_DEFAULT
 
 
-def _copy(last: Conv) -> Rewrite:
-    """A depthwise convolution that changes nothing, for as many channels as a site's last stage gives.
+def _scaled(last: Conv, factor: float) -> Rewrite:
+    """A depthwise convolution that only scales, for as many channels as a site's last stage gives.
 
     In a network the shortcut mostly comes from another convolution, in the layout of the kernels, and the Add
-    is computed with the site. A plain input would keep it from that.
+    is computed with the site, in place. A plain input would keep it from that, and so would a tensor that
+    others take, too: ONNX Runtime makes one of nodes that compute the same.
     """
-    ones = np.ones((last.out_channels, 1, *(1,) * len(last.kernel_shape)), np.float32)
-    return Rewrite(((Conv(ones, group=last.out_channels),),))
+    weight = np.full((last.out_channels, 1, *(1,) * len(last.kernel_shape)), factor, np.float32)
+    return Rewrite(((Conv(weight, group=last.out_channels),),))
 
 
 def _model(
@@ -87,15 +91,48 @@ def _model(
     followers: Sequence[Follower],
     opset: int,
     dtype: npt.DTypeLike,
-    within: bool = False,
+    copies: int = 0,
 ) -> bytes:
     graph = onnx.GraphProto(name="probe")
+    axes = len(out_shape) - 2
     sizes = [size for size in inputs["x"][2:] if isinstance(size, int)]
-    in_size = tuple(sizes) if len(sizes) == len(out_shape) - 2 else None
-    names = Names({"x", "y", "shortcut"})
-    given, wanted = (names.new("before_output"), names.new("conv_part")) if within else ("x", "y")
-    if within:
-        graph.node.append(_neighbour("x", given, names.new("before"), len(out_shape) - 2))
+    in_size = tuple(sizes) if len(sizes) == axes else None
+    outputs = [f"y{index}" for index in range(copies)] or ["y"]
+    names = Names({"x", "shortcut", *outputs})
+    given = names.new("before_output") if copies else "x"
+    if copies:
+        graph.node.append(_neighbour("x", given, names.new("before"), [1] * axes))
+    for index, output in enumerate(outputs):
+        wanted = names.new("conv_part") if copies else output
+        shortcut = _scaled(rewrite.branches[0][-1], 1.0 + index)
+        _append(graph, rewrite, given, wanted, followers, shortcut, names, opset, in_size, dtype)
+        if copies:
+            one_place = [size for size in out_shape[2:] if isinstance(size, int)]
+            graph.node.append(_neighbour(wanted, output, names.new("behind"), one_place))
+    declare = onnx.helper.make_tensor_value_info
+    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    graph.input.extend(declare(name, element, list(shape)) for name, shape in inputs.items())
+    shape = [*out_shape[:2], *[1] * axes] if copies else list(out_shape)
+    graph.output.extend(declare(output, element, shape) for output in outputs)
+    model = onnx.helper.make_model(
+        graph, ir_version=_IR_VERSION, opset_imports=[onnx.helper.make_opsetid("", opset)]
+    )
+    return bytes(model.SerializeToString())
+
+
+def _append(
+    graph: onnx.GraphProto,
+    rewrite: Rewrite,
+    given: str,
+    wanted: str,
+    followers: Sequence[Follower],
+    shortcut: Rewrite,
+    names: Names,
+    opset: int,
+    in_size: Ints | None,
+    dtype: npt.DTypeLike,
+) -> None:
+    """Adds a rewrite with its followers to a graph, from one tensor to another."""
     tensor = names.new("conv_output") if followers else wanted
     emitted = emit(rewrite, "conv", given, tensor, names, opset, in_size, dtype)
     graph.node.extend(emitted.nodes)
@@ -112,26 +149,17 @@ def _model(
                 graph.initializer.append(constants[name])
                 node.input[slot] = graph.initializer[-1].name = names.new(name)
             elif name:
-                copy = _copy(rewrite.branches[0][-1])
                 node.input[slot] = names.new("shortcut_output")
-                copied = emit(copy, "shortcut", "shortcut", node.input[slot], names, opset, dtype=dtype)
+                copied = emit(shortcut, "shortcut", "shortcut", node.input[slot], names, opset, dtype=dtype)
                 graph.node.extend(copied.nodes)
                 graph.initializer.extend(copied.initializers)
         tensor = wanted if index == len(followers) - 1 else names.new(f"{node.name}_output")
         node.output[:] = [tensor]
         graph.node.append(node)
-    if within:
-        graph.node.append(_neighbour(wanted, "y", names.new("behind"), len(out_shape) - 2))
-    declare = onnx.helper.make_tensor_value_info
-    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    graph.input.extend(declare(name, element, list(shape)) for name, shape in inputs.items())
-    graph.output.append(declare("y", element, list(out_shape)))
-    model = onnx.helper.make_model(
-        graph, ir_version=_IR_VERSION, opset_imports=[onnx.helper.make_opsetid("", opset)]
+
+
+def _neighbour(given: str, output: str, name: str, strides: Sequence[int]) -> onnx.NodeProto:
+    """A node that only thins out, in ONNX Runtime's own layout where it has one."""
+    return onnx.helper.make_node(
+        "MaxPool", [given], [output], name, kernel_shape=[1] * len(strides), strides=list(strides)
     )
-    return bytes(model.SerializeToString())
-
-
-def _neighbour(given: str, output: str, name: str, axes: int) -> onnx.NodeProto:
-    """A node that does nothing, in ONNX Runtime's own layout where it has one."""
-    return onnx.helper.make_node("MaxPool", [given], [output], name, kernel_shape=[1] * axes)
