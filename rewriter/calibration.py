@@ -27,10 +27,15 @@ from rewriter.samples import Feeds
 # diagonal.
 _ENOUGH_PATCHES = 6
 _MOST_SHRINKAGE = 0.2
-# Patches whose products are summed in float32 before they are added up in float64.
+# Patches whose products are summed in float32 before they are added up in float64, at most; blocks, at least.
 _BLOCK = 4096
+_LEAST_BLOCKS = 4
 # Patches whose mean is near enough to that of all.
 _PIVOT = 256
+
+
+Piece = tuple[Array, npt.NDArray[np.intp], Array]
+"""A batch, positions in it, and what is wanted there."""
 
 
 class Walk:
@@ -199,44 +204,38 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
         wanted = [np.zeros((len(chosen), 0), np.float32) for chosen in positions]
     # products of values that are never both samples are zero, and not held
     parts = patches.phase_columns(conv)
-    blocks = [
-        (batch, chosen[start : start + _BLOCK], rows[start : start + _BLOCK])
-        for batch, chosen, rows in zip(inputs, positions, wanted, strict=True)
-        for start in range(0, len(chosen), _BLOCK)
-    ]
-    batch, chosen, rows = blocks[0]
+    pieces = list(zip(inputs, positions, wanted, strict=True))
+    batch, chosen, rows = pieces[0]
     x, y, _ = next(patches.pairs(conv, batch, chosen[:_PIVOT], rows[:_PIVOT]))
     wanted_pivot = y.mean(1, keepdims=True)
     # the zeros of a dilated input stay what they are
     pivot = np.zeros((group, 1, size), np.float32) if len(parts) > 1 else x.mean(1, keepdims=True)
 
-    def products(
-        block: tuple[Array, npt.NDArray[np.intp], Array],
-    ) -> list[tuple[int, int, Array, Array, Array, Array]]:
-        """Sums over the patches of a block, phase by phase: which, how many, x xᵀ, y xᵀ, x and y."""
-        made = []
-        for x, y, phase in patches.pairs(conv, *block):
-            x -= pivot[..., parts[phase]]
-            y = y - wanted_pivot
-            made.append(
-                (
-                    phase,
+    def products(block: Sequence[Piece]) -> dict[int, list[Any]]:
+        """Sums over the patches of a block by phase: how many, x xᵀ, y xᵀ, x and y."""
+        sums: dict[int, list[Any]] = {}
+        for piece in block:
+            for x, y, phase in patches.pairs(conv, *piece):
+                x -= pivot[..., parts[phase]]
+                y = y - wanted_pivot
+                own = [
                     x.shape[1],
                     # where both are one matrix numpy does half the work; in a stack it does not see that
-                    np.stack([own.T @ own for own in x]),
+                    np.stack([group.T @ group for group in x]),
                     y.swapaxes(1, 2) @ x,
                     x.sum(1, dtype=np.float64),
                     y.sum(1, dtype=np.float64),
-                )
-            )
-        return made
+                ]
+                known = sums.get(phase)
+                sums[phase] = own if known is None else [a + b for a, b in zip(known, own, strict=True)]
+        return sums
 
     second = [np.zeros((group, len(columns), len(columns))) for columns in parts]
     cross = np.zeros((group, channels, size))
     total, wanted_total = np.zeros((group, size)), np.zeros((group, channels))
     count = 0
-    for made in in_order(products, blocks):
-        for phase, patch_count, squares, mixed, values, outputs in made:
+    for sums in in_order(products, _blocks(pieces)):
+        for phase, (patch_count, squares, mixed, values, outputs) in sums.items():
             second[phase] += squares
             cross[..., parts[phase]] += mixed
             total[:, parts[phase]] += values
@@ -250,6 +249,24 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
     return Joint(
         Moments(covariance, mean + pivot[:, 0], count), cross, (wanted_mean + wanted_pivot[:, 0]).reshape(-1)
     )
+
+
+def _blocks(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Pieces cut and put together to blocks of patches: several, or one core would do all, but no more."""
+    most = min(_BLOCK, -(-sum(len(chosen) for _, chosen, _ in pieces) // _LEAST_BLOCKS))
+    blocks: list[list[Piece]] = []
+    room = 0
+    for batch, chosen, rows in pieces:
+        start = 0
+        while start < len(chosen):
+            if room == 0:
+                blocks.append([])
+                room = most
+            stop = start + room
+            blocks[-1].append((batch, chosen[start:stop], rows[start:stop]))
+            room -= len(blocks[-1][-1][1])
+            start = stop
+    return blocks
 
 
 def _covariance(

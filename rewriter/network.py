@@ -30,7 +30,7 @@ _DOUBT = 0.4
 _MOST = 1.5
 # Networks timed side by side hold this much in weights at most; a session takes about twice what a file has.
 _WEIGHT_BYTES = 1 << 29
-_SECONDS = 0.7
+_SECONDS = 0.5
 
 
 class Clock:

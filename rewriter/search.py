@@ -32,6 +32,9 @@ _TIMED = 4
 # Then so many steps of one site, in at most this share of the time that the rounds took.
 _STEPS = 8
 _STEPS_SHARE = 0.75
+# So many in a row that do not fit say that no other will; nor will one that should take so many times more.
+_FAILURES = 3
+_HOPELESS = 3.0
 # A plan that is faster by less than this factor is not worth making: the network's noise is as much.
 _FASTER = 0.99
 # A form that takes at most this share of its site's time will gain in the network, too.
@@ -183,7 +186,7 @@ def search(
     spent_s = time.monotonic() - start_s
     if clock is not None:
         sites = _settle(sites, attempts, clock)
-    _climb(sites, attempts, time.monotonic() + _STEPS_SHARE * spent_s)
+    _climb(sites, start, attempts, time.monotonic() + _STEPS_SHARE * spent_s)
     trials = attempts.by_latency(sites)
     if clock is None or len(trials) < 2:
         return trials, sites
@@ -211,7 +214,7 @@ def _bracket(sites: Sites, start: Start, attempts: Attempts) -> None:
                 fails_ms = plan.latency_ms
         if fails.limit <= fits.limit * _CLOSE or fails_ms > fits_ms * _FASTER > 0.0:
             break
-        if fails.limit == np.inf and _everything(plan, sites):
+        if fits.share >= _AIM or (fails.limit == np.inf and _everything(plan, sites)):
             break
         limit = _next(fits, fails, others, start.power)
         if fits is _NOTHING and misses > 1:
@@ -233,7 +236,7 @@ def _settle(sites: Sites, attempts: Attempts, clock: Clock) -> Sites:
     return sites
 
 
-def _climb(sites: Sites, attempts: Attempts, end_s: float) -> None:
+def _climb(sites: Sites, start: Start, attempts: Attempts, end_s: float) -> None:
     """From the fastest plan that fits, one site faster at a time, the one that promises most for its drift.
 
     The budget's measure need not follow the predicted drift: where it does not, what the bracket left is
@@ -243,15 +246,19 @@ def _climb(sites: Sites, attempts: Attempts, end_s: float) -> None:
         return
     best = attempts.by_latency(sites)[0].plan
     failed: set[Candidate] = set()
+    in_a_row = 0
     for _ in range(_STEPS):
-        steps = list(_steps(sites, best, failed))
-        if not steps or time.monotonic() > end_s:
+        here = Point(best.drift, attempts.usage(best) / attempts.margin)
+        most = here.limit_of(_HOPELESS, start.power)
+        steps = [each for each in _steps(sites, best, failed) if each[1].drift <= most]
+        if not steps or in_a_row == _FAILURES or time.monotonic() > end_s:
             break
         step, plan = max(steps, key=lambda each: each[1].worth_over(best))
         if attempts.fits(plan):
-            best = plan
+            best, in_a_row = plan, 0
         else:
             failed.add(step)
+            in_a_row += 1
 
 
 def _steps(sites: Sites, plan: Plan, failed: set[Candidate]) -> Iterator[tuple[Candidate, Plan]]:
