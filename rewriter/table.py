@@ -41,9 +41,10 @@ _HARDLY = 1.2
 # Tiles, or phases, to try for the stages of a rewrite: those that are best for the site as it is.
 _MOST_WAYS = 2
 # What every run costs, waking threads above all, should be little beside the multiply-adds in it: so many
-# copies of a site are in one, up to a number.
+# copies of a site are in one, up to a number, and to as many weights as caches hold.
 _RUN_MACS = 3e7
 _MOST_COPIES = 8
+_RUN_PARAMS = 1 << 20
 # Sessions alive at once may hold this much in activations; more of them meet fewer of each other's turns.
 _ACTIVATION_BYTES = 1 << 30
 _MOST_SESSIONS = 40
@@ -186,8 +187,9 @@ class _Times:
 
     def _copies(self, original: Rewrite) -> int:
         """How many copies of a site, or of what it may become, are in one run."""
-        macs = self._shape[0] * original.cost(self._shape[2:]).macs
-        return int(np.clip(round(_RUN_MACS / max(macs, 1)), 1, _MOST_COPIES))
+        cost = original.cost(self._shape[2:])
+        wanted = _RUN_MACS / max(self._shape[0] * cost.macs, 1)
+        return int(np.clip(round(min(wanted, _RUN_PARAMS / cost.params)), 1, _MOST_COPIES))
 
     def _chunks(self, rewrites: Mapping[Key, Rewrite]) -> Iterator[list[Key]]:
         """The keys in portions whose sessions fit in memory together."""

@@ -108,10 +108,13 @@ def test_what_is_timed_runs_on_what_it_is_fed(sites, clock):
     assert fed == [{"x"}] * 3 + [{"x", "shortcut"}] * 3
 
 
-@pytest.mark.parametrize(("run_macs", "copies"), [(1, 1), (3 * 8 * 8 * 9 * 100, 3), (1e12, 8)])
-def test_the_time_of_a_small_site_is_that_of_several(sites, clock, monkeypatch, run_macs, copies):
+@pytest.mark.parametrize(
+    ("macs", "params", "copies"), [(0, 1e9, 1), (3 * 57600, 1e9, 3), (1e12, 1e9, 8), (1e12, 4 * 576, 4)]
+)
+def test_the_time_of_a_small_site_is_that_of_several(sites, clock, monkeypatch, macs, params, copies):
     monkeypatch.setattr(table, "_MOST_COPIES", 8)
-    monkeypatch.setattr(table, "_RUN_MACS", run_macs)
+    monkeypatch.setattr(table, "_RUN_MACS", macs)
+    monkeypatch.setattr(table, "_RUN_PARAMS", params)
     clock.time = lambda channels, call: 1.0
     one, _, three = sites
     (found,) = measure([one], 2)
