@@ -32,6 +32,7 @@ _SLACK = 1.5
 # A site is left alone unless a candidate is faster by this factor: less is lost in the noise of the network.
 _WORTHWHILE = 0.95
 _SECONDS_PER_SHAPE = 0.6
+_SECONDS_PER_FORM = 0.025
 # What is slower than another by these factors has lost already at the first try, after one turn and so on.
 _CLEARLY = (1.5, 1.3, 1.2)
 # A run this long tells at the first try what shorter ones tell after a turn.
@@ -131,13 +132,14 @@ class _Times:
         copies = self._copies(pool[original][1])
         feeds = _feeds(*pool[original], self._shape)
         lost_by: dict[Key, float] = {}
+        each_s = min(_SECONDS_PER_FORM, _SECONDS_PER_SHAPE / (len(keys) + 1))
         for some in self._chunks({key: pool[key][1] for key in keys}):
             chunk = [original, *some]
             values = latency.interleaved(
                 [graph.probe(*pool[key], self._shape, copies) for key in chunk],
                 [feeds] * len(chunk),
                 self._target,
-                seconds=_SECONDS_PER_SHAPE * len(chunk) / (len(keys) + 1),
+                seconds=each_s * len(chunk),
                 hopeless=partial(self._hopeless, place, chunk, lost_by),
             )
             values = [value / copies for value in values]
@@ -165,11 +167,11 @@ class _Times:
         """Takes over what earlier runs know of the structures; the place is called after its original."""
         if self._cache is None:
             return
-        copies = self._copies(next(iter(pool.values()))[1])
         for key in pool:
             if key in self._digests:
                 continue
-            digest = self._digests[key] = graph.fingerprint(graph.probe(*pool[key], self._shape, copies))
+            # a time is that of one copy, however many it was measured with
+            digest = self._digests[key] = graph.fingerprint(graph.probe(*pool[key], self._shape, 1))
             if not self._place:
                 self._place, self._kept = digest, self._cache.read(digest)
             if (known := self._kept.get(digest)) is not None:

@@ -136,6 +136,10 @@ def test_chunks_are_rescaled_by_the_original(sites, clock, monkeypatch):
 
 def test_time_is_shared_among_the_chunks(sites, clock, monkeypatch):
     whole = measure(sites[:1], 2, 4, 6)
+    assert [seconds for _, _, seconds in clock.calls] == [4 * table._SECONDS_PER_FORM]
+    monkeypatch.setattr(table, "_SECONDS_PER_FORM", 1.0)
+    clock.calls = []
+    measure(sites[:1], 2, 4, 6)
     assert [seconds for _, _, seconds in clock.calls] == [table._SECONDS_PER_SHAPE]
     monkeypatch.setattr(table, "_ACTIVATION_BYTES", 0)
     clock.calls = []
