@@ -1,9 +1,11 @@
+import itertools
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -223,3 +225,21 @@ def test_interleaved_times_every_model(target: Target) -> None:
 def test_interleaved_wants_feeds_for_every_model() -> None:
     with pytest.raises(ValueError, match="zip"):
         latency.interleaved([MODEL, MODEL], [FEEDS], Target(threads=1))
+
+
+def test_a_slow_second_run_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the system hands over the memory that the first run showed to be needed."""
+    told = itertools.chain([30.0, 130.0], itertools.repeat(30.0))
+
+    def time_runs(job: object, clock: str, count: int) -> np.ndarray:
+        return np.array([next(told) for _ in range(count)])
+
+    tried: list[float] = []
+
+    def hopeless(times: Sequence[float], turns: int) -> list[bool]:
+        tried.extend(times)
+        return [False]
+
+    monkeypatch.setattr(latency, "time_runs", time_runs)
+    (found,) = latency.interleaved([MODEL], [FEEDS], Target(threads=1), seconds=0.01, hopeless=hopeless)
+    assert [*tried, found] == [30.0] * (len(tried) + 1)
