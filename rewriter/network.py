@@ -21,11 +21,17 @@ from rewriter.serialized import Serialized
 
 # The largest gains are corrected, by so many groups of sites; none smaller than this share of the whole time,
 # which is in its noise.
-_GROUPS = 8
+_GROUPS = 7
 _SMALLEST = 0.01
-# Standard deviations: of the time of a network, as a share, and of a gain by the table (measured).
+# The first network is timed so many times: what lies between these times is noise, the range of three normal
+# values being so many standard deviations on average.
+_AGAIN = 3
+_RANGE = 1.69
+# Standard deviations: of the time of a network, as a share, of a gain by the table, and of what lies between
+# two plans, as a share of the whole. The first was measured of short runs; of long ones it is up to 0.04.
 _NOISE = 0.007
 _DOUBT = 0.4
+_DOUBT_OF_PLANS = 0.02
 # A gain is at most so many times what the table says.
 _MOST = 1.5
 # Networks timed side by side hold this much in weights at most; a session takes about twice what a file has.
@@ -70,12 +76,12 @@ class Clock:
         if not largest:
             return sites
         variants = [trial.rewrites, *(_left_out(trial, group) for group in largest)]
-        whole, *without = self._times(variants)
+        (whole, *without), noise = self._times(variants)
         factors: dict[Hashable, float] = {}
         for group, ms in zip(largest, without, strict=True):
             kind = (self._shapes[group[0].site], group[0].skeleton.direct)
             # several groups may share a shape: the one that gains most speaks for it
-            factors.setdefault(kind, _gain(gain(group), ms - whole, whole) / max(gain(group), 1e-9))
+            factors.setdefault(kind, _gain(gain(group), ms - whole, noise) / max(gain(group), 1e-9))
 
         def again(candidate: Candidate) -> Candidate:
             if candidate.pass_name is None:
@@ -87,14 +93,22 @@ class Clock:
         return [list(map(again, candidates)) for candidates in sites]
 
     def fastest_first(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials by the time that their networks take."""
-        times = self._times([trial.rewrites for trial in trials])
-        return [trials[index] for index in np.argsort(times, kind="stable")]
+        """The trials by the time that their networks most likely take."""
+        times, noise = self._times([trial.rewrites for trial in trials])
+        doubt = _DOUBT_OF_PLANS * times[0]
+        likely = [
+            _likely(trial.plan.latency_ms - trials[0].plan.latency_ms, ms - times[0], noise, doubt)
+            for trial, ms in zip(trials, times, strict=True)
+        ]
+        return [trials[index] for index in np.argsort(likely, kind="stable")]
 
-    def _times(self, variants: Sequence[Rewrites]) -> list[float]:
-        """Milliseconds of the network with each of some sets of rewrites, measured side by side."""
+    def _times(self, variants: Sequence[Rewrites]) -> tuple[list[float], float]:
+        """Milliseconds of the network with each of some sets of rewrites, and their standard deviation.
+
+        They are measured side by side; that of a difference to the first is not much larger.
+        """
         found: list[float] = []
-        for portion in _portions(variants, self._most):
+        for portion in _portions([*[variants[0]] * _AGAIN, *variants[1:]], self._most):
             values = latency.interleaved(
                 [partial(_spliced, self._model, rewrites) for rewrites in portion],
                 [self._feeds] * len(portion),
@@ -103,7 +117,9 @@ class Clock:
             )
             # the machine's speed may have changed; the first network is in every portion
             found += [ms * found[0] / values[0] for ms in values[1:]] if found else values
-        return found
+        same = found[:_AGAIN]
+        first = float(np.mean(same))
+        return [first, *found[_AGAIN:]], max(_NOISE * first, float(np.ptp(same)) / _RANGE)
 
 
 def clock(model: Model, shapes: Mapping[str, Hashable], feeds: Feeds, target: Target) -> Clock | None:
@@ -130,8 +146,12 @@ def _left_out(trial: Trial, group: Sequence[Candidate]) -> Rewrites:
     return [(site, rewrite) for site, rewrite in trial.rewrites if site.name not in left]
 
 
-def _gain(predicted: float, measured: float, whole: float) -> float:
+def _gain(predicted: float, measured: float, noise: float) -> float:
     """The most likely gain in ms, by what the table says of it and what the network does."""
-    noise, doubt = 2 * (_NOISE * whole) ** 2, (_DOUBT * predicted) ** 2
-    likely = (measured * doubt + predicted * noise) / (doubt + noise)
-    return float(np.clip(likely, 0.0, _MOST * predicted))
+    return float(np.clip(_likely(predicted, measured, noise, _DOUBT * predicted), 0.0, _MOST * predicted))
+
+
+def _likely(predicted: float, measured: float, noise: float, doubt: float) -> float:
+    """The most likely difference of two networks in ms, by their noise and what the prediction is worth."""
+    variance = noise**2 * (1.0 + 1.0 / _AGAIN)
+    return (measured * doubt**2 + predicted * variance) / (doubt**2 + variance)

@@ -37,14 +37,15 @@ def corrected(monkeypatch):
     """Corrects offers by a network in which forms take what `truth` says by site and rank."""
     monkeypatch.setattr(network.graph, "splice", lambda model, rewrites: Spliced(rewrites))
 
-    def call(offers, start, truth):
+    def call(offers, start, truth, noise=0.0):
         def interleaved(models, feeds, target, seconds):
             found = []
             for model in models:
                 now = {candidates[0].site: candidates[0].latency_ms for candidates in offers}
                 now.update((s.name, truth.get((s.name, c.rank), c.latency_ms)) for s, c in model())
                 found.append(100.0 + sum(now.values()))
-            return found
+            spread = noise * np.array([-0.5, 0.0, 0.5])
+            return [*(np.array(found[:3]) * (1.0 + spread)), *found[3:]]
 
         monkeypatch.setattr(latency, "interleaved", interleaved)
         return network.clock(Weighty(1), SHAPES, {}, None).corrected(offers, start)
@@ -106,20 +107,49 @@ def test_small_gains_are_believed_as_far_as_they_can_be_measured(corrected):
     assert found.latency_ms == pytest.approx(0.2, abs=0.01)
 
 
-def test_portions_share_the_first_network(monkeypatch):
-    monkeypatch.setattr(network, "_WEIGHT_BYTES", 300)
+def timed(monkeypatch, network_ms, most=10):
+    """Trials of a predicted and a true time, fastest first; `network_ms` makes times of what is asked."""
+    monkeypatch.setattr(network, "_WEIGHT_BYTES", most)
     monkeypatch.setattr(network.graph, "splice", lambda model, rewrites: Spliced(rewrites))
     asked = []
 
     def interleaved(models, feeds, target, seconds):
         asked.append([model() for model in models])
-        return [ms * len(asked) for ms in asked[-1]]  # a machine that becomes slower
+        return network_ms(asked)
+
+    def first_of(*times):
+        plans = [choose([[offer("a", predicted)]], 1.0) for predicted, _ in times]
+        trials = [Trial(plan, true, 0.5) for plan, (_, true) in zip(plans, times, strict=True)]
+        found = network.clock(Weighty(1), {}, {}, None).fastest_first(trials)
+        return [each.rewrites for each in found], asked
 
     monkeypatch.setattr(latency, "interleaved", interleaved)
-    trials = [Trial(None, ms, 0.5) for ms in (5.0, 4.0, 3.0, 2.0, 1.0, 6.0)]
-    found = network.clock(Weighty(100), {}, {}, None).fastest_first(trials)
-    assert [each.rewrites for each in found] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    assert asked == [[5.0, 4.0, 3.0], [5.0, 2.0, 1.0], [5.0, 6.0]]
+    return first_of
+
+
+def test_portions_share_the_first_network(monkeypatch):
+    # a machine that becomes slower
+    first_of = timed(monkeypatch, lambda asked: [ms * len(asked) for ms in asked[-1]], most=3)
+    found, asked = first_of(*((5.0, ms) for ms in (5.0, 4.0, 3.0, 2.0, 1.0, 6.0)))
+    assert found == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert asked == [[5.0, 5.0, 5.0], [5.0, 4.0, 3.0], [5.0, 2.0, 1.0], [5.0, 6.0]]
+
+
+@pytest.mark.parametrize(("noise", "best"), [(0.0, 98.0), (0.1, 100.0)])
+def test_times_count_as_far_as_they_repeat(monkeypatch, noise, best):
+    """The first of two plans should be faster by 3 ms and is slower by 2."""
+    spread = np.array([-noise / 2, 0.0, noise / 2])
+    first_of = timed(monkeypatch, lambda asked: [*(asked[-1][:3] * (1 + spread)), *asked[-1][3:]])
+    assert first_of((97.0, 100.0), (100.0, 98.0))[0][0] == best
+
+
+@pytest.mark.parametrize(("noise", "share"), [(0.0, 0.1), (0.2, 0.8)])
+def test_gains_are_corrected_as_far_as_times_repeat(corrected, noise, share):
+    """A form gains nothing in the network: by times that differ by themselves that is hardly to be told."""
+    offers = [[offer("a", 40.0), offer("a", 20.0, 1.0, "plain")]]
+    ((_, found),) = corrected(offers, trial(offers, 10.0), {("a", (20.0,)): 40.0}, noise)
+    gain = 40.0 - found.latency_ms
+    assert gain < 20.0 * share if noise == 0.0 else gain > 20.0 * share
 
 
 def test_models_too_large_to_lie_side_by_side_are_not_timed(monkeypatch):
