@@ -36,6 +36,10 @@ _DOUBT_OF_PLANS = 0.02
 _MOST = 1.5
 # Networks timed side by side hold this much in weights at most; a session takes about twice what a file has.
 _WEIGHT_BYTES = 1 << 29
+# And so much in activations, two of them whatever they take: a session keeps some four times what is alive at
+# once (measured: 0.35 GB where that is 0.08).
+_ACTIVATION_BYTES = 3 << 29
+_KEPT = 4
 _SECONDS = 0.5
 
 
@@ -122,10 +126,21 @@ class Clock:
         return [first, *found[_AGAIN:]], max(_NOISE * first, float(np.ptp(same)) / _RANGE)
 
 
-def clock(model: Model, shapes: Mapping[str, Hashable], feeds: Feeds, target: Target) -> Clock | None:
-    """A `Clock`, or None where the weights are too many for two networks side by side."""
+def clock(
+    model: Model, shapes: Mapping[str, Hashable], feeds: Feeds, target: Target, live_bytes: int
+) -> Clock | None:
+    """A `Clock`, or None where the weights are too many for two networks side by side.
+
+    Args:
+        model: In which the sites were found.
+        shapes: What sites must share for a form to take the same time at them, by site name.
+        feeds: What to run it with.
+        target: How it is deployed.
+        live_bytes: What its activations take at once for these.
+    """
     most = _WEIGHT_BYTES // max(graph.weight_bytes(model), 1)
-    return Clock(model, shapes, feeds, target, most) if most > 1 else None
+    roomy = max(_ACTIVATION_BYTES // (_KEPT * live_bytes), 2)
+    return Clock(model, shapes, feeds, target, min(most, roomy)) if most > 1 else None
 
 
 def _spliced(model: Model, rewrites: Rewrites) -> Serialized:

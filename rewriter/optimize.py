@@ -246,7 +246,7 @@ def optimize(
         # the upper end of an interval leaves room enough
         attempts = search.Attempts(build, usage, progress, 1.0 if strict else search.MARGIN)
         places = {site.name: table.place(site, in_shapes[site.name]) for site in sites}
-        clock = network.clock(base, places, feeds, target)
+        clock = network.clock(base, places, feeds, target, live_bytes)
         trials, offers = search.search(offers, search.Start(*judge.start()), attempts, clock)
         rounds = attempts.rounds
     if exact and trials and (cautious := search.cautious(offers, trials[0])) is not None:

@@ -48,7 +48,7 @@ def corrected(monkeypatch):
             return [*(np.array(found[:3]) * (1.0 + spread)), *found[3:]]
 
         monkeypatch.setattr(latency, "interleaved", interleaved)
-        return network.clock(Weighty(1), SHAPES, {}, None).corrected(offers, start)
+        return network.clock(Weighty(1), SHAPES, {}, None, 1).corrected(offers, start)
 
     return call
 
@@ -107,7 +107,7 @@ def test_small_gains_are_believed_as_far_as_they_can_be_measured(corrected):
     assert found.latency_ms == pytest.approx(0.2, abs=0.01)
 
 
-def timed(monkeypatch, network_ms, most=10):
+def timed(monkeypatch, network_ms, most=10, live_bytes=1):
     """Trials of a predicted and a true time, fastest first; `network_ms` makes times of what is asked."""
     monkeypatch.setattr(network, "_WEIGHT_BYTES", most)
     monkeypatch.setattr(network.graph, "splice", lambda model, rewrites: Spliced(rewrites))
@@ -120,7 +120,7 @@ def timed(monkeypatch, network_ms, most=10):
     def first_of(*times):
         plans = [choose([[offer("a", predicted)]], 1.0) for predicted, _ in times]
         trials = [Trial(plan, true, 0.5) for plan, (_, true) in zip(plans, times, strict=True)]
-        found = network.clock(Weighty(1), {}, {}, None).fastest_first(trials)
+        found = network.clock(Weighty(1), {}, {}, None, live_bytes).fastest_first(trials)
         return [each.rewrites for each in found], asked
 
     monkeypatch.setattr(latency, "interleaved", interleaved)
@@ -133,6 +133,15 @@ def test_portions_share_the_first_network(monkeypatch):
     found, asked = first_of(*((5.0, ms) for ms in (5.0, 4.0, 3.0, 2.0, 1.0, 6.0)))
     assert found == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert asked == [[5.0, 5.0, 5.0], [5.0, 4.0, 3.0], [5.0, 2.0, 1.0], [5.0, 6.0]]
+
+
+@pytest.mark.parametrize(("live_bytes", "most"), [(10, 4), (20, 2), (1000, 2)])
+def test_large_activations_leave_room_for_few_networks(monkeypatch, live_bytes, most):
+    monkeypatch.setattr(network, "_ACTIVATION_BYTES", 160)
+    first_of = timed(monkeypatch, lambda asked: list(asked[-1]), live_bytes=live_bytes)
+    found, asked = first_of(*((5.0, ms) for ms in (5.0, 4.0, 3.0)))
+    assert found == [3.0, 4.0, 5.0]
+    assert max(map(len, asked)) == most
 
 
 @pytest.mark.parametrize(("noise", "best"), [(0.0, 98.0), (0.1, 100.0)])
@@ -154,5 +163,5 @@ def test_gains_are_corrected_as_far_as_times_repeat(corrected, noise, share):
 
 def test_models_too_large_to_lie_side_by_side_are_not_timed(monkeypatch):
     monkeypatch.setattr(network, "_WEIGHT_BYTES", 300)
-    assert network.clock(Weighty(151), {}, {}, None) is None
-    assert network.clock(Weighty(150), {}, {}, None) is not None
+    assert network.clock(Weighty(151), {}, {}, None, 1) is None
+    assert network.clock(Weighty(150), {}, {}, None, 1) is not None
