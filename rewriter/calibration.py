@@ -221,7 +221,7 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
                 own = [
                     x.shape[1],
                     # where both are one matrix numpy does half the work; in a stack it does not see that
-                    np.stack([group.T @ group for group in x]),
+                    np.stack([seen.T @ seen for seen in x]),
                     y.swapaxes(1, 2) @ x,
                     x.sum(1, dtype=np.float64),
                     y.sum(1, dtype=np.float64),

@@ -32,8 +32,9 @@ _TIMED = 4
 # Then so many steps of one site, in at most this share of the time that the rounds took.
 _STEPS = 8
 _STEPS_SHARE = 0.75
-# So many in a row that do not fit say that no other will; nor will one that should take so many times more.
+# So many in a row that do not fit say that no other will.
 _FAILURES = 3
+# What should take so many times what fits is not tried.
 _HOPELESS = 3.0
 # A plan that is faster by less than this factor is not worth making: the network's noise is as much.
 _FASTER = 0.99
@@ -240,7 +241,8 @@ def _climb(sites: Sites, start: Start, attempts: Attempts, end_s: float) -> None
     """From the fastest plan that fits, one site faster at a time, the one that promises most for its drift.
 
     The budget's measure need not follow the predicted drift: where it does not, what the bracket left is
-    found by trying. The number of steps is limited, and so is their time; none is too small to be seen.
+    found by trying, but not far beyond it. The number of steps is limited, and so is their time; none is too
+    small to be seen.
     """
     if not attempts.trials:
         return

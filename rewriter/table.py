@@ -31,8 +31,9 @@ Key = tuple[object, ...]
 _SLACK = 1.5
 # A site is left alone unless a candidate is faster by this factor: less is lost in the noise of the network.
 _WORTHWHILE = 0.95
-_SECONDS_PER_SHAPE = 0.6
+# Time for every form at a shape, and at most for all of them.
 _SECONDS_PER_FORM = 0.025
+_SECONDS_PER_SHAPE = 0.6
 # What is slower than another by these factors has lost already at the first try, after one turn and so on.
 _CLEARLY = (1.5, 1.3, 1.2)
 # A run this long tells at the first try what shorter ones tell after a turn.
