@@ -38,7 +38,7 @@ _MOST = 1.5
 _WEIGHT_BYTES = 1 << 29
 # And so much in activations, two of them whatever they take: a session keeps some four times what is alive at
 # once (measured: 0.35 GB where that is 0.08).
-_ACTIVATION_BYTES = 3 << 29
+_ACTIVATION_BYTES = 1 << 30
 _KEPT = 4
 _SECONDS = 0.5
 

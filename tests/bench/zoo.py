@@ -9,6 +9,7 @@ only as `--evaluation`; the score in the table is measured over all of them.
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -82,6 +83,7 @@ def run_case(name, threads, passes, out):
         progress=progress,
     )
     seconds = time.perf_counter() - began
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def runner(model):
         session = Session(model)
@@ -101,6 +103,7 @@ def run_case(name, threads, passes, out):
         "rewritten": sum(site.became is not None for site in report.sites),
         "sites": len(report.sites),
         "seconds": seconds,
+        "peak_gb": peak_gb,
         "stages": stages,
         "verdict": report.verdict,
     }
@@ -110,14 +113,15 @@ def run_case(name, threads, passes, out):
 def table(rows):
     """A Markdown table of the rows."""
     lines = [
-        "| case | metric | before | after | speed-up | MACs | sites rewritten | time |",
-        "|---|---|---|---|---|---|---|---|",
+        "| case | metric | before | after | speed-up | MACs | sites rewritten | time | peak |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         speed = f"{row['speedup']:.2f}x" if row["improved"] else "nothing written"
         lines.append(
             f"| {row['case']} | {row['unit']} | {row['before']:.2f} | {row['after']:.2f} | {speed} | "
-            f"{row['macs']:.2f} | {row['rewritten']} of {row['sites']} | {row['seconds']:.0f} s |"
+            f"{row['macs']:.2f} | {row['rewritten']} of {row['sites']} | {row['seconds']:.0f} s | "
+            f"{row['peak_gb']:.1f} GB |"
         )
     return "\n".join(lines)
 
