@@ -29,7 +29,7 @@ from rewriter.serialized import Parts, write_model
 Floats = NDArray[np.float64]
 Feeds = Mapping[str, NDArray[Any]]
 
-SECONDS: Final = 10.0
+SECONDS: Final = 8.0
 """How long two models are compared where nothing else is said."""
 
 # Every round starts both processes anew, as where a process lands in memory may shift its speed.
