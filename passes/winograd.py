@@ -60,6 +60,6 @@ class WinogradTiles:
 
 def _tiles(conv: Conv) -> list[Rank]:
     """The tiles that take fewer multiply-adds than the kernel; one output along an axis with one tap."""
-    tiled = (in_tiles(conv, tile) for tile in TILES)
+    tiled = (in_tiles(conv, Winograd(tile)) for tile in TILES)
     shapes = (each.lowering.m for each in tiled if each is not None and isinstance(each.lowering, Winograd))
     return list(dict.fromkeys(shapes))

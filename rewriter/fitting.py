@@ -20,6 +20,7 @@ from rewriter.progress import Progress
 from rewriter.rewrite import Refusal, Rewrite
 from rewriter.runtime import Target
 from rewriter.samples import Feeds
+from rewriter.winograd import for_threads
 
 if TYPE_CHECKING:
     from passes.base import Pass
@@ -126,7 +127,9 @@ def _site(
             error = relative_error(site.conv, rewrite, metric) ** 2
             if error > _WORST_ERROR**2:
                 continue
-            made.append(Candidate(site.name, each.name, rank, skeleton(rewrite), rewrite.cost(size), error))
+            made.append(
+                Candidate(site.name, each.name, rank, _shape(rewrite, grid), rewrite.cost(size), error)
+            )
             if nearest is None or _off(error) < _off(nearest_error):
                 nearest, nearest_error = rewrite, error
         return made, nearest, nearest_error
@@ -163,7 +166,7 @@ def _exact_site(site: Site, size: Ints, passes: Sequence["Pass"], grid: Grid) ->
         for rank, rewrite in zip(ranks, each.rewrites(site.conv, ranks, _unseen(site.conv)), strict=True):
             error = rewrite.rounding**2
             candidates.append(
-                Candidate(site.name, each.name, rank, skeleton(rewrite), rewrite.cost(size), error)
+                Candidate(site.name, each.name, rank, _shape(rewrite, grid), rewrite.cost(size), error)
             )
     return Survey(site, tuple(candidates), tuple(refusals), None, 0.0)
 
@@ -235,6 +238,11 @@ def _unseen(conv: Conv) -> Metric:
 
 def _off(error: float) -> float:
     return abs(float(np.log(max(error, 1e-12) / _PROBE_ERROR**2)))
+
+
+def _shape(rewrite: Rewrite, grid: Grid) -> Rewrite:
+    """The skeleton of a rewrite as it is written for the target."""
+    return skeleton(for_threads(rewrite) if grid.parallel else rewrite)
 
 
 def skeleton(rewrite: Rewrite) -> Rewrite:

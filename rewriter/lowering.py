@@ -136,7 +136,7 @@ def _as_a_row(conv: Conv, lowering: Winograd, in_size: Ints | None) -> Lowered:
         conv.bias,
         pads=(0, begin, 0, end),
         group=conv.group,
-        lowering=Winograd((1, *lowering.m)),
+        lowering=replace(lowering, m=(1, *lowering.m)),
     )
     lowered = lower(row, None if in_size is None else (1, *in_size))
     build = _Builder()
@@ -268,23 +268,25 @@ def _outputs(build: _Builder, conv: Conv, lowering: Winograd, out_size: Ints | N
 
     As long as the place within a tile is the slowest index and the tiles are the fastest the matrix products
     have long rows; then two transposes with long runs bring the columns of a tile, and its rows, to their
-    places.
+    places. For several threads the columns' product comes after their transposition, and ONNX Runtime makes
+    one operator of the two.
     """
     axes, m, (rows, columns) = lowering.axes, lowering.m, lowering.products(conv.kernel_shape)
     matrices = {axis: transforms(m[axis], conv.kernel_shape[axis]).output for axis in axes}
     tensor = "products"
-    if 1 in axes:
-        split = build.ints("columns.shape", 0, rows, columns, -1)
-        tensor = build.node("Reshape", "products_of_columns", tensor, split)
-        tensor = build.node("MatMul", "columns", build.floats("columns.transform", matrices[1]), tensor)
     if 0 in axes:
         split = build.ints("rows.shape", 0, rows, -1)
         tensor = build.node("Reshape", "products_of_rows", tensor, split)
         tensor = build.node("MatMul", "rows", build.floats("rows.transform", matrices[0]), tensor)
     if 1 in axes:
-        split = build.ints("outputs.shape", 0, m[0], m[1], -1)
-        tensor = build.node("Reshape", "outputs", tensor, split)
-        tensor = build.node("Transpose", "columns_placed", tensor, perm=(0, 1, 3, 2))
+        split = build.ints("columns.shape", 0, m[0], columns, -1)
+        tensor = build.node("Reshape", "products_of_columns", tensor, split)
+        if lowering.threaded:
+            tensor = build.node("Transpose", "products_turned", tensor, perm=(0, 1, 3, 2))
+            tensor = build.node("MatMul", "columns", tensor, build.floats("columns.transform", matrices[1].T))
+        else:
+            tensor = build.node("MatMul", "columns", build.floats("columns.transform", matrices[1]), tensor)
+            tensor = build.node("Transpose", "columns_placed", tensor, perm=(0, 1, 3, 2))
     # all tiles together, or what stands for their size until it runs
     high, wide = (-1, _width(build, m[1])) if out_size is None else _whole(out_size, m)
     if 0 in axes:

@@ -10,7 +10,7 @@ original. Axis letters: m out-channel, c in-channel, t kernel tap, g group, b bl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import prod
 
@@ -166,7 +166,7 @@ def _turned(lowering: Lowering, stage: Conv) -> Lowering:
     Of two stages along one axis each a fit to other samples may put the other axis first.
     """
     if isinstance(lowering, Winograd) and lowering.refuse(stage) is not None:
-        turned = Winograd(lowering.m[::-1])
+        turned = replace(lowering, m=lowering.m[::-1])
         return lowering if turned.refuse(stage) is not None else turned
     return lowering
 

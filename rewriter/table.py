@@ -269,7 +269,7 @@ def _ways(place: Sequence[tuple[Site, Sequence[Candidate]]], times: _Times, bloc
     worthwhile = times[place[0][1][0]] * _WORTHWHILE
     fastest = [each for each in sorted(gained, key=lambda each: gained[each]) if gained[each] < worthwhile]
     return [
-        partial(stages_in_tiles, m=each.m, block=block) if isinstance(each, Winograd) else stages_by_phases
+        partial(stages_in_tiles, tiles=each, block=block) if isinstance(each, Winograd) else stages_by_phases
         for each in fastest[:_MOST_WAYS]
     ]
 

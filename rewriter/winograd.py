@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -26,9 +27,14 @@ class Winograd:
 
     Attributes:
         m: Outputs of a tile along each axis; 1 where the axis is not transformed.
+        threaded: Whether it is written for operators that several threads share. The columns of a tile are
+            then put in their places by the matrix product, not by a Transpose: threads that each move some of
+            these columns write to the same cache lines, which makes it slower than one thread is (ONNX
+            Runtime since microsoft/onnxruntime#24261).
     """
 
     m: Ints
+    threaded: bool = False
 
     @property
     def axes(self) -> Ints:
@@ -103,11 +109,10 @@ def narrow(conv: Conv, block: int = BLOCK) -> str | None:
     return None
 
 
-def in_tiles(conv: Conv, m: Ints) -> Conv | None:
-    """The convolution in tiles of m outputs, 1 along axes of one tap; None where that saves no products."""
-    shape = Winograd(
-        tuple(1 if taps == 1 else size for size, taps in zip(m, conv.kernel_shape, strict=False))
-    )
+def in_tiles(conv: Conv, tiles: Winograd) -> Conv | None:
+    """The convolution in tiles, of one output along axes of one tap; None where that saves no products."""
+    m = tuple(1 if taps == 1 else size for size, taps in zip(tiles.m, conv.kernel_shape, strict=False))
+    shape = replace(tiles, m=m)
     if shape.refuse(conv) is not None:
         return None
     tiled = conv.with_(lowering=shape)
@@ -115,13 +120,26 @@ def in_tiles(conv: Conv, m: Ints) -> Conv | None:
     return tiled if tiled.macs(size) < conv.macs(size) else None
 
 
-def stages_in_tiles(rewrite: Rewrite, m: Ints, block: int) -> Rewrite | None:
-    """The rewrite with all stages that can gain by them in tiles of m outputs, or None if there are none."""
+def stages_in_tiles(rewrite: Rewrite, tiles: Winograd, block: int) -> Rewrite | None:
+    """The rewrite with all stages that can gain by them in tiles, or None if there are none."""
 
     def lowered(stage: Conv) -> Conv:
         plain = stage.depthwise or stage.taps == 1 or narrow(stage, block) is not None
-        return stage if plain else in_tiles(stage, m) or stage
+        return stage if plain else in_tiles(stage, tiles) or stage
 
-    branches = tuple(tuple(map(lowered, branch)) for branch in rewrite.branches)
-    tiled = replace(rewrite, branches=branches)
+    tiled = _with_stages(rewrite, lowered)
     return None if tiled.direct else tiled
+
+
+def for_threads(rewrite: Rewrite) -> Rewrite:
+    """The rewrite with its tiles written for several threads."""
+
+    def lowered(stage: Conv) -> Conv:
+        tiles = stage.lowering
+        return stage.with_(lowering=replace(tiles, threaded=True)) if isinstance(tiles, Winograd) else stage
+
+    return _with_stages(rewrite, lowered)
+
+
+def _with_stages(rewrite: Rewrite, lowered: Callable[[Conv], Conv]) -> Rewrite:
+    return replace(rewrite, branches=tuple(tuple(map(lowered, branch)) for branch in rewrite.branches))

@@ -29,7 +29,8 @@ def forms(site: graph.Site) -> Iterator[tuple[str, Rewrite]]:
     for tile in TILES:
         m = tuple(1 if taps == 1 else size for size, taps in zip(tile, conv.kernel_shape, strict=False))
         if site.obstacle is None and Winograd(m).refuse(conv) is None:
-            yield "tiles", Rewrite(((conv.with_(lowering=Winograd(m)),),))
+            for threaded in (False, True):
+                yield "tiles", Rewrite(((conv.with_(lowering=Winograd(m, threaded)),),))
 
 
 def _full(name: str, conv: Conv) -> tuple[int, ...]:

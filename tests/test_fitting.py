@@ -6,12 +6,14 @@ from residual import at_sites
 
 import passes
 from passes.channel_svd import ChannelSVD
+from passes.winograd import WinogradTiles
 from rewriter import calibration, fitting, graph
 from rewriter.conv import Conv
 from rewriter.errors import SampleError
 from rewriter.grid import Grid
 from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target
+from rewriter.winograd import Winograd
 
 TARGET = Target(threads=1)
 GRID = Grid(8)
@@ -133,3 +135,15 @@ def test_values_that_are_not_finite_name_the_site(model, batches):
         SampleError, match=f"^'{sites[0].name}' is fed values that are not finite .*--exclude$"
     ):
         survey(model, sites, batches)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_tiles_are_written_for_the_threads_of_the_target(parallel, rng):
+    conv = Conv(rng.standard_normal((16, 16, 3, 3), dtype=np.float32), pads=(1, 1, 1, 1))
+    site = graph.Site("conv", "Conv", conv, "x", "y", (0,))
+    (found,) = fitting.exact_survey([site], {site.name: (12, 12)}, [WinogradTiles()], Grid(8, parallel))
+    tiles = [candidate for candidate in found.candidates if candidate.pass_name is not None]
+    assert tiles
+    for candidate in tiles:
+        ((_, rewrite),) = fitting.exact_rewrites([(site, candidate)], [WinogradTiles()])
+        assert rewrite.lowerings == candidate.lowerings == ((Winograd(candidate.rank, parallel),),)

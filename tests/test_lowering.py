@@ -59,10 +59,14 @@ def _random(rng, outputs, inputs, kernel, group=1, pads=(1, 1, 1, 1), bias=True)
 
 
 def _outputs(conv, tile, x):
-    """Of the direct and the transformed convolution, for any size of the input and for just this one."""
-    tiled = Rewrite(((conv.with_(lowering=Winograd(tile)),),))
-    fixed = graph.probe(graph.Site("conv", "Conv", conv, "x", "y", (0,)), tiled, x.shape)
-    models = (graph.rewrite_model(Rewrite(((conv,),))), graph.rewrite_model(tiled), fixed)
+    """Of the direct convolution, and in tiles for any size of the input and for this one, for one thread and
+    for several.
+    """
+    models = [graph.rewrite_model(Rewrite(((conv,),)))]
+    for threaded in (False, True):
+        tiled = Rewrite(((conv.with_(lowering=Winograd(tile, threaded)),),))
+        models.append(graph.rewrite_model(tiled))
+        models.append(graph.probe(graph.Site("conv", "Conv", conv, "x", "y", (0,)), tiled, x.shape))
     return [run(each, {"x": x})["y"] for each in models]
 
 
@@ -108,10 +112,11 @@ def test_few_channels_need_no_blocks(rng):
     _check(_random(rng, 5, 3, (3, 3)), (4, 4), rng.standard_normal((2, 3, 10, 7)).astype(np.float32))
 
 
+@pytest.mark.parametrize("threaded", [False, True])
 @pytest.mark.parametrize("tile", [(4, 4), (4,)])
-def test_sizes_may_change_from_run_to_run(tile, rng):
+def test_sizes_may_change_from_run_to_run(tile, threaded, rng):
     axes = len(tile)
-    conv = _random(rng, 16, 16, (3,) * axes, pads=(1, 1) * axes).with_(lowering=Winograd(tile))
+    conv = _random(rng, 16, 16, (3,) * axes, pads=(1, 1) * axes).with_(lowering=Winograd(tile, threaded))
     data = graph.rewrite_model(Rewrite(((conv,),)))
     for batch, *size in ((1, 9, 30), (3, 12, 12), (2, 1, 1)):
         shape = (batch, 16, *size[:axes])
@@ -120,13 +125,28 @@ def test_sizes_may_change_from_run_to_run(tile, rng):
         assert np.linalg.norm(run(data, {"x": x})["y"] - direct) <= EXACT * np.linalg.norm(direct)
 
 
+@pytest.mark.parametrize(("tile", "places"), [((4, 4), 2), ((1, 4), 1), ((4, 1), 1)])
+def test_threads_do_not_place_the_columns_of_a_tile(tile, places, rng):
+    """A Transpose of a few columns is slower for several threads than for one: the product does it."""
+    conv = _random(rng, 16, 16, (3, 3))
+
+    def transposes(threaded):
+        tiled = Rewrite(((conv.with_(lowering=Winograd(tile, threaded)),),))
+        site = graph.Site("conv", "Conv", conv, "x", "y", (0,))
+        found = optimized(graph.probe(site, tiled, (1, 16, 12, 12)), Target())
+        return sum(node.op_type == "Transpose" for node in onnx.load_model_from_string(found).graph.node)
+
+    assert transposes(threaded=False) == places
+    assert transposes(threaded=True) == (tile[0] > 1)
+
+
 CONV = Conv(np.ones((16, 16, 3, 3), np.float32), np.ones(16, np.float32), pads=(1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("tile", TILES)
 def test_rounding_is_predicted(tile, rng):
     conv = _random(rng, 64, 64, (3, 3), bias=False)
-    direct, tiled, _ = _outputs(conv, tile, rng.standard_normal((1, 64, 24, 24), np.float32))
+    direct, tiled, *_ = _outputs(conv, tile, rng.standard_normal((1, 64, 24, 24), np.float32))
     measured = np.linalg.norm(tiled - direct) / np.linalg.norm(direct)
     predicted = conv.with_(lowering=Winograd(tile)).rounding
     assert 0.3 * measured < predicted < 3 * measured

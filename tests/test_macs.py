@@ -16,7 +16,7 @@ from rewriter.errors import OptionError
 from rewriter.fitting import Survey
 from rewriter.plan import Candidate
 from rewriter.rewrite import Rewrite
-from rewriter.winograd import in_tiles
+from rewriter.winograd import Winograd, in_tiles
 
 PASSES = ("channel_svd", "tucker2")
 CONV = Conv(np.ones((16, 16, 3, 3), np.float32), pads=(1, 1, 1, 1))
@@ -41,7 +41,7 @@ def test_a_share_is_between_nothing_and_all(ratio):
 def test_nothing_that_is_beaten_competes_nor_what_is_in_tiles():
     as_it_is, good, near = candidate(None, 100), candidate("a", 40, 0.1), candidate("b", 41, 0.1)
     better = candidate("c", 60, 0.05)
-    tiled = candidate("w", 20, 0.0, skeleton=Rewrite(((in_tiles(CONV, (4, 4)),),)))
+    tiled = candidate("w", 20, 0.0, skeleton=Rewrite(((in_tiles(CONV, Winograd((4, 4))),),)))
     assert macs.offers([survey(as_it_is, good, near, better, tiled), survey(as_it_is)]) == [
         [as_it_is, good, better],
         [as_it_is],

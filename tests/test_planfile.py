@@ -18,7 +18,9 @@ from rewriter.transposed import SubPixel
 from rewriter.winograd import Winograd
 
 FORM = SavedForm("channel_svd", (8,), (), 0.1, 0.02, 0.5)
-TILED = SavedForm("tucker2", (8, 8), ((Direct(), Winograd((4, 2)), Direct()),), 0.25, 1e-9, 0.0)
+TILED = SavedForm(
+    "tucker2", (8, 8), ((Direct(), Winograd((4, 2), threaded=True), Direct()),), 0.25, 1e-9, 0.0
+)
 
 
 @pytest.fixture
@@ -121,6 +123,15 @@ def test_round_trip_of_a_transposed_site(plan, tmp_path):
     path.write_text(planfile.to_json(replace(plan, sites=(site,))))
     assert planfile.read(path).sites == (site,)
     assert json.loads(path.read_text())["sites"][0]["input_dilations"] == [2, 2]
+
+
+def test_tiles_of_earlier_versions_are_for_one_thread(plan, tmp_path):
+    text = planfile.to_json(plan)
+    path = tmp_path / "plan.json"
+    path.write_text(text.replace(', "threaded": true', ""))
+    assert path.read_text() != text
+    (form,) = (site.form for site in planfile.read(path).sites if site.form and site.form.lowerings)
+    assert form.lowerings == ((Direct(), Winograd((4, 2)), Direct()),)
 
 
 def test_round_trip_of_other_settings(plan, tmp_path):

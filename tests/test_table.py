@@ -190,7 +190,7 @@ agraph (float[1,16,12,12] x) => (float[1,16,12,12] y) {
 
 def tiled(site, m):
     """The site in tiles, as the pass for them would offer it."""
-    inside = skeleton(graphs.only(winograd.in_tiles(site.conv, m)))
+    inside = skeleton(graphs.only(winograd.in_tiles(site.conv, winograd.Winograd(m))))
     return Candidate(site.name, "winograd", m, inside, inside.cost((12, 12)), 1e-14)
 
 

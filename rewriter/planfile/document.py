@@ -15,8 +15,9 @@ from rewriter.errors import PlanError
 from rewriter.planfile.content import SCHEMA_VERSION, SavedForm, SavedPlan, SavedSite
 from rewriter.planfile.fields import ANEW, Fields, shown
 from rewriter.rewrite import Lowerings
+from rewriter.winograd import Winograd
 
-# by the names that documents give them; every field of a lowering is a tuple of whole numbers
+# by the names that documents give them
 _LOWERINGS: Final[Mapping[str, type[Lowering]]] = MappingProxyType(
     {kind.__name__.lower(): kind for kind in get_args(Lowering)}
 )
@@ -137,7 +138,9 @@ def _lowerings(given: Fields) -> Lowerings:
 
 def _lowering(given: Fields) -> Lowering:
     kind = given.one_of("as", _LOWERINGS)
-    return kind(**{field.name: given.counts(field.name, 1) for field in fields(kind)})
+    if not issubclass(kind, Winograd):
+        return kind()
+    return Winograd(given.counts("m", 1), "threaded" in given and given.flag("threaded"))
 
 
 def _from_site(site: SavedSite) -> dict[str, object]:
