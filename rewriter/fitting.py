@@ -128,7 +128,7 @@ def _site(
             if error > _WORST_ERROR**2:
                 continue
             made.append(
-                Candidate(site.name, each.name, rank, _shape(rewrite, grid), rewrite.cost(size), error)
+                Candidate(site.name, each.name, rank, _written(rewrite, grid), rewrite.cost(size), error)
             )
             if nearest is None or _off(error) < _off(nearest_error):
                 nearest, nearest_error = rewrite, error
@@ -166,7 +166,7 @@ def _exact_site(site: Site, size: Ints, passes: Sequence["Pass"], grid: Grid) ->
         for rank, rewrite in zip(ranks, each.rewrites(site.conv, ranks, _unseen(site.conv)), strict=True):
             error = rewrite.rounding**2
             candidates.append(
-                Candidate(site.name, each.name, rank, _shape(rewrite, grid), rewrite.cost(size), error)
+                Candidate(site.name, each.name, rank, _written(rewrite, grid), rewrite.cost(size), error)
             )
     return Survey(site, tuple(candidates), tuple(refusals), None, 0.0)
 
@@ -240,9 +240,9 @@ def _off(error: float) -> float:
     return abs(float(np.log(max(error, 1e-12) / _PROBE_ERROR**2)))
 
 
-def _shape(rewrite: Rewrite, grid: Grid) -> Rewrite:
-    """The skeleton of a rewrite as it is written for the target."""
-    return skeleton(for_threads(rewrite) if grid.parallel else rewrite)
+def _written(rewrite: Rewrite, grid: Grid) -> Rewrite:
+    """The skeleton of a rewrite as it is written for a target."""
+    return skeleton(for_threads(rewrite) if grid.threaded else rewrite)
 
 
 def skeleton(rewrite: Rewrite) -> Rewrite:

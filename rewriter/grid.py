@@ -16,11 +16,11 @@ class Grid:
     Attributes:
         block: channels are computed in blocks of this many (ONNX Runtime's NCHWc kernels: 16 with AVX-512, 8
             with AVX2).
-        parallel: Whether several threads share each operator.
+        threaded: Whether several threads share an operator.
     """
 
     block: int = 8
-    parallel: bool = False
+    threaded: bool = False
 
     def ranks(self, limit: float, most: int = 8) -> Sequence[int]:
         """At most `most` multiples of the block below `limit`; half blocks where few of them fit."""

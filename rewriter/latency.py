@@ -270,9 +270,9 @@ def interleaved(
     disturbed least. With several they stop spinning when a run ends, or those of one model would take the
     cores from the next. Then waking them, once a run, is part of the time, the fastest turns are luck, and it
     is the median: identical models came within 6 %, but for one round of 18. Six layers of 16 channels take
-    0.26 ms alone, 0.30 so, and 0.47 where threads never spin, which are woken for each. Of long runs, too:
-    what waits for memory is fast in its fastest turns alone (forms chosen by these were 0.80 to 1.00 times
-    as fast as the original, by the median 1.00 to 1.14).
+    0.26 ms alone, 0.30 so, and 0.47 where threads never spin, which are woken for each. So it is for
+    long runs: what waits for memory is fast in its fastest turns alone (forms chosen by these were 0.80 to
+    1.00 times as fast as the original, by the median 1.00 to 1.14).
 
     Args:
         models: Small models.

@@ -159,7 +159,7 @@ def optimize(
     wanted = Wanted(output, save_plan, reports, storage)
     wanted.check([original.path, *original.data, calibration, evaluation])
     unpinned = graph.unpin(original)
-    grid = Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)), target.parallel)
+    grid = Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)), target.threaded)
     ground = prepare.exact_steps(unpinned, exclude, grid.block)
     halves = any(site.dtype == np.float16 for site in ground.sites)
     rounded = HALF_MAX_DRIFT if halves else EXACT_MAX_DRIFT

@@ -137,13 +137,13 @@ def test_values_that_are_not_finite_name_the_site(model, batches):
         survey(model, sites, batches)
 
 
-@pytest.mark.parametrize("parallel", [False, True])
-def test_tiles_are_written_for_the_threads_of_the_target(parallel, rng):
+@pytest.mark.parametrize("threaded", [False, True])
+def test_tiles_are_written_for_the_threads_of_the_target(threaded, rng):
     conv = Conv(rng.standard_normal((16, 16, 3, 3), dtype=np.float32), pads=(1, 1, 1, 1))
     site = graph.Site("conv", "Conv", conv, "x", "y", (0,))
-    (found,) = fitting.exact_survey([site], {site.name: (12, 12)}, [WinogradTiles()], Grid(8, parallel))
+    (found,) = fitting.exact_survey([site], {site.name: (12, 12)}, [WinogradTiles()], Grid(8, threaded))
     tiles = [candidate for candidate in found.candidates if candidate.pass_name is not None]
     assert tiles
     for candidate in tiles:
         ((_, rewrite),) = fitting.exact_rewrites([(site, candidate)], [WinogradTiles()])
-        assert rewrite.lowerings == candidate.lowerings == ((Winograd(candidate.rank, parallel),),)
+        assert rewrite.lowerings == candidate.lowerings == ((Winograd(candidate.rank, threaded),),)

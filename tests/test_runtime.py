@@ -250,6 +250,8 @@ def test_a_pool_is_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Target().parallel
     assert not Target(threads=1).parallel
     assert Target(threads=2).parallel
+    assert Target(threads=2).threaded
+    assert not Target("cuda", threads=2).threaded
     monkeypatch.setattr(runtime.target, "cores", lambda: 4)
     assert Target().parallel
     assert not Target(threads=1).parallel

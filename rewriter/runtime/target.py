@@ -46,6 +46,11 @@ class Target:
         return (cores() if self.threads is None else self.threads) > 1
 
     @property
+    def threaded(self) -> bool:
+        """Whether several threads share an operator: one of ONNX Runtime's own, those of its CPU provider."""
+        return self.provider == "cpu" and self.parallel
+
+    @property
     def graphs(self) -> bool:
         """Whether whole runs are recorded as CUDA graphs and played again."""
         return dict(self.options).get("enable_cuda_graph", "0").lower() in ("1", "true")
