@@ -9,18 +9,15 @@ import numpy as np
 
 from rewriter import (
     activations,
-    fitting,
     graph,
     macs,
     network,
+    offers,
     planfile,
     prepare,
-    rounding,
     runtime,
     search,
-    table,
 )
-from rewriter.adjoint import output_metrics
 from rewriter.cache import Cache
 from rewriter.command import command_line
 from rewriter.conv import Ints
@@ -28,15 +25,14 @@ from rewriter.frontier import trace
 from rewriter.grid import Grid
 from rewriter.judge import Judge
 from rewriter.limits import Limits
+from rewriter.offers import Scene
 from rewriter.outcome import Result, Wanted, put_together, result, told
 from rewriter.parts import Given, Preprocessing, parts
-from rewriter.plan import Plan, choose
+from rewriter.plan import choose
 from rewriter.progress import Progress, logged
-from rewriter.refit import Refit
 from rewriter.report import site_reports
 from rewriter.runtime import Target
 from rewriter.search import Rewrites, Trial
-from rewriter.sensitivity import sensitivities
 from rewriter.sources import Source
 from rewriter.verdict import Job, final_word
 
@@ -177,61 +173,16 @@ def optimize(
     )
     job = Job(original, judge, feeds, target, min_speedup, limits, seed, progress)
 
-    # fitting runs on the CPU, whatever the target; threads that spin between runs would slow the fits
-    calm = Target(spinning=False)
-    in_shapes, live_bytes = prepare.scout(base, sites, feeds, calm)
-    sizes = {name: shape[2:] for name, shape in in_shapes.items()}
-    before = prepare.total_cost(ground.whole, sizes)
-    fitted = draws = 0
-    if exact:
-        surveys = fitting.exact_survey(sites, sizes, chosen_passes, grid)
-    else:
-        fit = prepare.fitting_samples(samples.fit, sites, sizes, live_bytes // batch, seed)
-        batches, fitted = prepare.fitting_batches(fit), len(fit)
-        metrics = output_metrics(base, sites, batches, seed, calm, progress, prepare.gradients(sites, sizes))
-        draws, weights = metrics.draws, metrics.weights
-        remarks += metrics.remarks
-        surveys = fitting.survey(
-            base, sites, sizes, chosen_passes, grid, batches, weights, seed, calm, progress
-        )
+    in_shapes, live_bytes = prepare.scout(base, sites, feeds, offers.CALM)
     conditions = runtime.conditions(target) if cache else None
     kept = None if conditions is None else Cache(conditions)
-    if by_macs:
-        timed = macs.offers(surveys)
-    else:
-        timed = table.measure(
-            [(each.site, each.candidates) for each in surveys], in_shapes, target, grid.block, progress, kept
-        )
+    scene = Scene(base, sites, in_shapes, live_bytes, chosen_passes, grid, target, seed, progress, kept)
+    before = prepare.total_cost(ground.whole, scene.sizes)
+    offered = offers.exact(scene, samples) if exact else offers.fitted(scene, samples, batch, by_macs=by_macs)
+    remarks += offered.remarks
     if kept is not None:
         remarks += kept.warnings
-    checked = None
-    if exact:
-        surveyed = [each.site for each in surveys]
-        offered = list(zip(surveyed, timed, strict=True))
-        checked = rounding.check(base, offered, chosen_passes, [samples.fit.feeds[0]], seed, calm, progress)
-    if exact:
-        # rounding at a site is taken to come out as it is
-        cares = dict.fromkeys(sizes, 1.0)
-    else:
-        # on other samples than the fits have seen, for which all of them are better than for the rest
-        cares = sensitivities(base, surveys, [each for each, _ in samples.choosing.batches()], calm, progress)
-        # of a large model the probes hold much, and have served
-        surveys = [replace(each, probe=None) for each in surveys]
-    offers: search.Sites = [
-        [
-            replace(candidate, drift=cares.get(candidate.site, 0.0) * candidate.error)
-            for candidate in candidates
-        ]
-        for candidates in (timed if checked is None else [each.candidates for each in checked])
-    ]
-
-    by_name = {site.name: site for site in sites}
-
-    refit = None if exact else Refit(base, sites, chosen_passes, batches, weights, seed, calm, progress)
-
-    def build(plan: Plan) -> Rewrites:
-        chosen = [(by_name[candidate.site], candidate) for candidate in plan.rewritten]
-        return fitting.exact_rewrites(chosen, chosen_passes) if refit is None else refit(chosen)
+    candidates, build = offered.candidates, offered.build
 
     def usage(rewrites: Rewrites) -> float:
         return judge.usage(graph.splice(base, rewrites))
@@ -240,26 +191,25 @@ def optimize(
     if max_macs is not None:
         job = replace(job, macs=before.macs)
         trials, rounds = macs.search(
-            offers, max_macs * before.macs, build, usage, progress, gated=bool(budgets)
+            candidates, max_macs * before.macs, build, usage, progress, gated=bool(budgets)
         )
     else:
         # the upper end of an interval leaves room enough
         attempts = search.Attempts(build, usage, progress, 1.0 if strict else search.MARGIN)
-        places = {site.name: table.place(site, in_shapes[site.name]) for site in sites}
-        clock = network.clock(base, places, feeds, target, live_bytes)
-        trials, offers = search.search(offers, search.Start(*judge.start()), attempts, clock)
+        clock = network.clock(base, scene.places, feeds, target, live_bytes)
+        trials, candidates = search.search(candidates, search.Start(*judge.start()), attempts, clock)
         rounds = attempts.rounds
-    if exact and trials and (cautious := search.cautious(offers, trials[0])) is not None:
+    if exact and trials and (cautious := search.cautious(candidates, trials[0])) is not None:
         trials.append(Trial(cautious, build(cautious), trials[0].usage))
-    fallback = None if base is original or by_macs else search.unchanged(offers)
+    fallback = None if base is original or by_macs else search.unchanged(candidates)
 
     def retreat(limit: float, most_bytes: float, under_ms: float) -> Trial | None:
         if by_macs:
             return None  # no plan within the multiply-adds is known to drift less
-        plan = choose(offers, limit, most_bytes)
+        plan = choose(candidates, limit, most_bytes)
         return Trial(plan, build(plan), 0.0) if plan.rewritten and plan.latency_ms < under_ms else None
 
-    otherwise = None if max_macs is None else macs.shortfall(offers, max_macs, before.macs)
+    otherwise = None if max_macs is None else macs.shortfall(candidates, max_macs, before.macs)
     if not sites:
         otherwise = "the model has no convolution that can be rewritten; 'rewriter inspect' tells what it has"
     elif exact and otherwise is None:
@@ -267,7 +217,7 @@ def optimize(
     ending = final_word(job, trials, retreat, fallback, assemble, otherwise)
     taken = None if ending.accepted is None else ending.accepted.plan
     points, cut_short = (
-        trace(job, offers, trials, ending, build, assemble, before.macs) if frontier else ((), ())
+        trace(job, candidates, trials, ending, build, assemble, before.macs) if frontier else ((), ())
     )
     plan_text = None
     if taken is None and save_plan is not None:
@@ -284,8 +234,8 @@ def optimize(
             batch=batch,
             shapes=shapes,
             block=grid.block,
-            samples=fitted,
-            gradients=draws,
+            samples=offered.fitted,
+            gradients=offered.draws,
             maxima=maxima,
         )
         plan_text = planfile.to_json(saved)
@@ -325,18 +275,14 @@ def optimize(
     report = told(
         job,
         base,
-        site_reports(surveys, timed, in_shapes, taken, checked, by_macs=by_macs),
+        site_reports(offered.surveys, offered.timed, in_shapes, taken, offered.checked, by_macs=by_macs),
         before=before,
-        refusals=(
-            *ground.refusals,
-            *(refusal for each in surveys for refusal in each.refusals),
-            *(refusal for each in checked or () for refusal in each.refusals),
-        ),
+        refusals=(*ground.refusals, *offered.refusals),
         rounds=rounds,
         ending=ending,
         remarks=(*remarks, *cut_short),
         notes=(*samples.notes, *(() if kept is None else kept.notes)),
-        samples={"fit": fitted, "choose": len(samples.choosing), "final": len(samples.final)},
+        samples={"fit": offered.fitted, "choose": len(samples.choosing), "final": len(samples.final)},
         settings=settings,
         max_macs=max_macs,
         frontier=points,

@@ -39,7 +39,7 @@ TIERS = (
     },
     {"profile", "references", "rounding"},
     {"refit"},
-    {"report"},
+    {"offers", "report"},
     {"closeup", "frontier", "verdict"},
     {"outcome", "planfile"},
     {"optimize", "apply", "compare", "inspect"},
