@@ -34,6 +34,8 @@ _WORTHWHILE = 0.95
 # Time for every form at a shape, and at most for all of them.
 _SECONDS_PER_FORM = 0.025
 _SECONDS_PER_SHAPE = 0.6
+# So many times as long where several threads share an operator: they wait for each other, and times scatter.
+_THREADED = 2.0
 # What is slower than another by these factors has lost already at the first try, after one turn and so on.
 _CLEARLY = (1.5, 1.3, 1.2)
 # A run this long tells at the first try what shorter ones tell after a turn.
@@ -134,6 +136,8 @@ class _Times:
         feeds = _feeds(*pool[original], self._shape)
         lost_by: dict[Key, float] = {}
         each_s = min(_SECONDS_PER_FORM, _SECONDS_PER_SHAPE / (len(keys) + 1))
+        if self._target.threaded:
+            each_s *= _THREADED
         for some in self._chunks({key: pool[key][1] for key in keys}):
             chunk = [original, *some]
             values = latency.interleaved(
