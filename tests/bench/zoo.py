@@ -83,7 +83,7 @@ def run_case(name, threads, passes, out):
         progress=progress,
     )
     seconds = time.perf_counter() - began
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
     def runner(model):
         session = Session(model)
