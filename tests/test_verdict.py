@@ -220,7 +220,7 @@ def test_a_faster_retreat_comes_before_what_the_search_found(judged):
 
 
 def test_a_longer_look_decides_where_the_first_leaves_it_open(judged):
-    slow_to_tell = trial(0, speedup=1.1, sure=lambda seconds: 1.05 if seconds > 10.0 else 0.9)
+    slow_to_tell = trial(0, speedup=1.1, sure=lambda seconds: 1.05 if seconds > latency.SECONDS else 0.9)
     assert judged([slow_to_tell])[0].accepted is slow_to_tell
     never_sure = judged([trial(0, speedup=1.1, sure=lambda seconds: 1.0)])[0]
     assert never_sure.accepted is None
@@ -230,7 +230,7 @@ def test_a_longer_look_decides_where_the_first_leaves_it_open(judged):
 def test_what_is_not_faster_gets_no_second_look(judged):
     looks = []
     judged([trial(0, speedup=1.01, sure=lambda seconds: looks.append(seconds) or 0.9)])
-    assert looks == [10.0]
+    assert looks == [latency.SECONDS]
 
 
 def test_the_last_look_is_at_what_should_be_safe(judged):
