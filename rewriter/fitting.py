@@ -251,11 +251,8 @@ def skeleton(rewrite: Rewrite) -> Rewrite:
     def hollow(array: Array | None) -> Array | None:
         return None if array is None else np.broadcast_to(np.float32(0.01), array.shape)
 
-    return Rewrite(
-        tuple(
-            tuple(stage.with_(weight=hollow(stage.weight), bias=hollow(stage.bias)) for stage in branch)
-            for branch in rewrite.branches
-        )
+    return rewrite.with_stages(
+        lambda stage: stage.with_(weight=hollow(stage.weight), bias=hollow(stage.bias))
     )
 
 

@@ -6,7 +6,6 @@ import passes as catalogue
 from rewriter import fitting, graph, prepare, runtime
 from rewriter.conv import Ints
 from rewriter.graph import Layer, Site
-from rewriter.grid import Grid
 from rewriter.profile import inventory as layers_of
 from rewriter.profile import profile as profiled
 from rewriter.report import Inspection, LayerReport
@@ -84,7 +83,7 @@ def _forms(
     sites: Sequence[Site], barred: Sequence[Refusal], target: Target
 ) -> dict[str, tuple[tuple[str, ...], tuple[Refusal, ...]]]:
     """The passes that have a form for each convolution, and why the others have not, by its name."""
-    grid = Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)))
+    grid = prepare.grid_of(target)
     found: dict[str, tuple[tuple[str, ...], tuple[Refusal, ...]]] = {
         refusal.node: ((), (refusal,)) for refusal in barred
     }

@@ -22,7 +22,6 @@ from rewriter.cache import Cache
 from rewriter.command import command_line
 from rewriter.conv import Ints
 from rewriter.frontier import trace
-from rewriter.grid import Grid
 from rewriter.judge import Judge
 from rewriter.limits import Limits
 from rewriter.offers import Scene
@@ -155,7 +154,7 @@ def optimize(
     wanted = Wanted(output, save_plan, reports, storage)
     wanted.check([original.path, *original.data, calibration, evaluation])
     unpinned = graph.unpin(original)
-    grid = Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)), target.threaded)
+    grid = prepare.grid_of(target)
     ground = prepare.exact_steps(unpinned, exclude, grid.block)
     halves = any(site.dtype == np.float16 for site in ground.sites)
     rounded = HALF_MAX_DRIFT if halves else EXACT_MAX_DRIFT

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 import passes as catalogue
-from rewriter import adjoint, graph, patches
+from rewriter import adjoint, graph, patches, runtime
 from rewriter import calibration as calibrate
 from rewriter.conv import Array, Cost, Ints
 from rewriter.errors import ModelError, OptionError
 from rewriter.graph import Model, Norm, Site
+from rewriter.grid import Grid
 from rewriter.rewrite import Refusal, Rewrite
 from rewriter.runtime import Session, Target
 from rewriter.samples import Feeds, InputSpec, Samples
@@ -318,6 +319,11 @@ def deployed_feeds(model: Model, samples: Samples, batch: int, shapes: Mapping[s
             )
         feeds[name] = np.resize(sample, shape)
     return feeds
+
+
+def grid_of(target: Target) -> Grid:
+    """What a target likes, by what ONNX Runtime makes of a convolution there."""
+    return Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)), target.threaded)
 
 
 def scout(model: Model, sites: Sequence[Site], feeds: Feeds, target: Target) -> tuple[dict[str, Ints], int]:

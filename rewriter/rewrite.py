@@ -10,6 +10,7 @@ original. Axis letters: m out-channel, c in-channel, t kernel tap, g group, b bl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import prod
@@ -84,6 +85,10 @@ class Rewrite:
         """The same rewrite with another bias."""
         first = (*self.branches[0][:-1], self.branches[0][-1].with_(bias=bias))
         return Rewrite((first, *self.branches[1:]))
+
+    def with_stages(self, change: Callable[[Conv], Conv]) -> Rewrite:
+        """The same rewrite with every stage changed."""
+        return Rewrite(tuple(tuple(map(change, branch)) for branch in self.branches))
 
     @property
     def lowerings(self) -> Lowerings:

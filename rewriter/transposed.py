@@ -12,7 +12,7 @@ then the first c outputs go (Shi et al. 2016, arXiv 1609.07009). `lowering` writ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -190,6 +190,5 @@ def stages_by_phases(rewrite: Rewrite) -> Rewrite | None:
         shape = SubPixel()
         return stage if shape.refuse(stage) is not None else stage.with_(lowering=shape)
 
-    branches = tuple(tuple(map(lowered, branch)) for branch in rewrite.branches)
-    found = replace(rewrite, branches=branches)
+    found = rewrite.with_stages(lowered)
     return None if found.direct else found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -127,7 +126,7 @@ def stages_in_tiles(rewrite: Rewrite, tiles: Winograd, block: int) -> Rewrite | 
         plain = stage.depthwise or stage.taps == 1 or narrow(stage, block) is not None
         return stage if plain else in_tiles(stage, tiles) or stage
 
-    tiled = _with_stages(rewrite, lowered)
+    tiled = rewrite.with_stages(lowered)
     return None if tiled.direct else tiled
 
 
@@ -138,8 +137,4 @@ def for_threads(rewrite: Rewrite) -> Rewrite:
         tiles = stage.lowering
         return stage.with_(lowering=replace(tiles, threaded=True)) if isinstance(tiles, Winograd) else stage
 
-    return _with_stages(rewrite, lowered)
-
-
-def _with_stages(rewrite: Rewrite, lowered: Callable[[Conv], Conv]) -> Rewrite:
-    return replace(rewrite, branches=tuple(tuple(map(lowered, branch)) for branch in rewrite.branches))
+    return rewrite.with_stages(lowered)

@@ -59,9 +59,7 @@ def _random(rng, outputs, inputs, kernel, group=1, pads=(1, 1, 1, 1), bias=True)
 
 
 def _outputs(conv, tile, x):
-    """Of the direct convolution, and in tiles for any size of the input and for this one, for one thread and
-    for several.
-    """
+    """Of the direct convolution and of tiles: for one thread and several, any size of the input and this."""
     models = [graph.rewrite_model(Rewrite(((conv,),)))]
     for threaded in (False, True):
         tiled = Rewrite(((conv.with_(lowering=Winograd(tile, threaded)),),))

@@ -16,8 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from passes.winograd import WinogradTiles
-from rewriter import fitting, graph, latency, rounding, runtime, table
-from rewriter.grid import Grid
+from rewriter import fitting, graph, latency, prepare, rounding, table
 from rewriter.latency import Latency
 from rewriter.progress import silent
 from rewriter.runtime import Target
@@ -92,7 +91,7 @@ def measure(proto: onnx.ModelProto, target: Target) -> Row:
     ((site,), _) = graph.find_sites(model)
     shape = tuple(dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim)
     feeds = {"x": np.random.default_rng(1).standard_normal(shape, np.float32)}
-    grid = Grid(graph.read_block(runtime.optimized(graph.block_probe(), target)), target.threaded)
+    grid = prepare.grid_of(target)
     (survey,) = fitting.exact_survey([site], {site.name: shape[2:]}, PASSES, grid)
     timed = table.measure([(site, survey.candidates)], {site.name: shape}, target, grid.block, silent)
     calm = Target(spinning=False)
