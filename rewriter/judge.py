@@ -1,6 +1,6 @@
 """The budgets and the samples that say whether a model keeps to them: some guide the choice, others judge."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -19,6 +19,7 @@ from rewriter.samples import Feeds, Samples
 from rewriter.sources import load_function
 
 Batch = tuple[Feeds, list[Any] | None]
+Run = Callable[[Model, Sequence[Batch]], Iterator[Outputs]]
 
 # Both models run in turn on as many batches as have about so much of outputs, for two sessions at once would
 # hold the weights twice. The first part of the choosing samples, which every round needs again, is kept.
@@ -72,7 +73,8 @@ class Judge:
         self._choosing, self._final, self._seed, self._strict = choosing, final, seed, strict
         self._outputs = original.outputs
         self._original = original
-        self._run = partial(_run, names=original.outputs, target=target or Target())
+        self._target = target or Target()
+        self._run = partial(_run, names=original.outputs, target=self._target)
         budget.within(self._measure(original, choosing.subset([0])), self.budgets)
         self.budgets = [self._scaled(each) for each in self.budgets]
         if strict:
@@ -123,16 +125,24 @@ class Judge:
         measured = self._measure(model, self._final)
         return measured, self._verdicts(measured)
 
+    def rounding(self) -> tuple[Verdict, ...]:
+        """What rounding alone does to the original on the final samples, against every budget.
+
+        It rounds otherwise where ONNX Runtime leaves its graph as it is, with nothing fused or laid out anew.
+        """
+        plain = partial(self._run, target=replace(self._target, optimizing=False))
+        return self._verdicts(self._measure(self._original, self._final, plain))
+
     def _verdicts(self, measured: Sequence[Drift]) -> tuple[Verdict, ...]:
         return budget.within(measured, self.budgets, self._strict)
 
     def final_outputs(self, model: Model) -> Iterator[tuple[Outputs, Outputs]]:
         """What the original and a model give on the final samples, batch after batch, in their order."""
-        return ((before, after) for before, after, _ in self._pairs(model, self._final))
+        return ((before, after) for before, after, _ in self._pairs(model, self._final, self._run))
 
-    def _measure(self, model: Model, samples: Samples) -> tuple[Drift, ...]:
+    def _measure(self, model: Model, samples: Samples, run: Run | None = None) -> tuple[Drift, ...]:
         meter = Meter(self._outputs, custom=self._custom, seed=self._seed)
-        for before, after, targets in self._pairs(model, samples):
+        for before, after, targets in self._pairs(model, samples, run or self._run):
             meter.update(before, after, targets)
         return meter.result()
 
@@ -156,13 +166,15 @@ class Judge:
         values = [next(each.value for each in drifts if each.measure == asked.measure) for drifts in found]
         return replace(asked, scale=Scale.of(_SIZES.tolist(), values, asked.limit))
 
-    def _pairs(self, model: Model, samples: Samples) -> Iterator[tuple[Outputs, Outputs, list[Any] | None]]:
+    def _pairs(
+        self, model: Model, samples: Samples, run: Run
+    ) -> Iterator[tuple[Outputs, Outputs, list[Any] | None]]:
         batches = list(samples.batches())
         references = self._kept if samples is self._choosing else []
         while batches:
             references = references or _first(self._run(self._original, batches), _KEPT_BYTES)
             part, batches = batches[: len(references)], batches[len(references) :]
-            found = self._run(model, part)
+            found = run(model, part)
             for (_, targets), before, after in zip(part, references, found, strict=True):
                 yield before, after, targets
             references = []

@@ -33,7 +33,7 @@ from rewriter.report import site_reports
 from rewriter.runtime import Target
 from rewriter.search import Rewrites, Trial
 from rewriter.sources import Source
-from rewriter.verdict import Job, final_word
+from rewriter.verdict import Job, final_word, own_rounding
 
 DEFAULT_MAX_DRIFT: Mapping[str, float] = {"rel_l2": 0.05}
 DEFAULT_MIN_SPEEDUP = 1.02
@@ -214,6 +214,8 @@ def optimize(
     elif exact and otherwise is None:
         otherwise = "no exact rewrite is faster where it was measured alone"
     ending = final_word(job, trials, retreat, fallback, assemble, otherwise)
+    if exact and ending.accepted is None:
+        remarks += own_rounding(judge, ending)
     taken = None if ending.accepted is None else ending.accepted.plan
     points, cut_short = (
         trace(job, candidates, trials, ending, build, assemble, before.macs) if frontier else ((), ())

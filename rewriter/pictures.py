@@ -18,6 +18,8 @@ GAIN: Final = 10
 # Smaller outputs are maps of features or of classes.
 _LEAST_SIDE: Final = 32
 _MOST_SIDE: Final = 200
+# Outputs that are so much longer than wide are tables, such as boxes.
+_MOST_ASPECT: Final = 8
 # Images that models make overshoot their range a little.
 _OVERSHOOT: Final = 0.25
 
@@ -38,8 +40,9 @@ def as_image(output: Array) -> Array | None:
         output = np.moveaxis(output, 0, -1)
     elif output.shape[2] not in (1, 3):
         return None
-    large = min(output.shape[:2]) >= _LEAST_SIDE
-    return output if large and bool(np.isfinite(output).all()) else None
+    short, long = sorted(output.shape[:2])
+    pictured = short >= _LEAST_SIDE and long <= _MOST_ASPECT * short
+    return output if pictured and bool(np.isfinite(output).all()) else None
 
 
 def shown(before: Array, after: Array) -> tuple[Bytes, Bytes, Bytes]:

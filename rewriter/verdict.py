@@ -33,6 +33,8 @@ _RETREAT = (0.3, 0.85)
 _MARGIN = 0.8
 # Models are compared so many times as long where the first look leaves open whether one is faster.
 _LONGER = 4.0
+# The original's own rounding is worth telling where it takes more of a budget than this.
+_ROUNDED = 0.5
 _OPTIONS = {"load_ms": "--max-load", "peak_bytes": "--max-memory"}
 
 
@@ -202,6 +204,19 @@ def _timed(job: Job, model: Model) -> Latency:
     found = look(latency.SECONDS, job.seed)
     open_ = found.speedup_lower < job.min_speedup <= found.speedup
     return look(_LONGER * latency.SECONDS, job.seed + 1) if open_ else found
+
+
+def own_rounding(judge: Judge, ending: Ending) -> tuple[str, ...]:
+    """Warnings where the original's own rounding takes much of a budget that was not kept to."""
+    over = {gate.measure for gate in ending.gates if not gate.passed}
+    found = (each for each in judge.rounding() if each.budget.measure in over) if over else ()
+    return tuple(
+        f"rounding alone moves the original's outputs by {each.drift.measure} {each.drift.value:.2g}, as "
+        "ONNX Runtime shows without its graph optimisations; exact rewrites can do little better, and "
+        "a larger --max-drift leaves room for them"
+        for each in found
+        if each.share > _ROUNDED
+    )
 
 
 def gate_of(verdict: Verdict) -> Gate:

@@ -285,3 +285,21 @@ def test_final_samples_are_never_kept(original, louder, samples):
 def test_spoilt_outputs_use_an_infinite_share(original, weight, samples):
     spoilt = graphs.model(TEXT, w=np.full_like(weight, 3e38))
     assert usage(original, spoilt, samples, rel_l2=0.05) == math.inf
+
+
+def test_the_original_rounds_otherwise_where_its_graph_is_as_it_was(rng, samples):
+    """A sum and its negative leave little but rounding, which a folded bias takes before the sum."""
+    bias = np.full((1, 4, 1, 1), 1e4, np.float32)
+    text = """
+    agraph (float[N,3,6,6] x) => (float[N,4,4,4] y) {
+      a = Conv(x, w)
+      b = Add(a, up)
+      y = Add(b, down)
+    }
+    """
+    model = graphs.model(text, w=graphs.random(rng, 4, 3, 3, 3), up=bias, down=-bias)
+    found = Judge(model, {"rel_l2": 1e-5}, samples(), samples(), 0)
+    (verdict,) = found.rounding()
+    assert verdict.share > 1.0
+    (itself,) = found.verdicts(model)[1]
+    assert itself.share == 0.0

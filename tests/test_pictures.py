@@ -30,6 +30,7 @@ def test_png(rng, channels):
         ((20, 64, 48), None),
         ((3, 8, 8), None),
         ((4420, 2), None),
+        ((7600, 32), None),
         ((10,), None),
     ],
 )

@@ -15,7 +15,7 @@ from rewriter.limits import Limits
 from rewriter.plan import Candidate, Plan
 from rewriter.rewrite import Rewrite
 from rewriter.search import Trial
-from rewriter.verdict import Job, final_word
+from rewriter.verdict import Job, final_word, own_rounding
 
 MB = 10**6
 SKELETON = Rewrite(((Conv(np.zeros((1, 1, 1, 1), np.float32)),),))
@@ -240,3 +240,16 @@ def test_the_last_look_is_at_what_should_be_safe(judged):
     assert looked == over
     shares = [most_drift / each.plan.drift for (most_drift, _), each in zip(asked, looked, strict=False)]
     assert shares == pytest.approx([0.85, 0.85, 0.3])
+
+
+def test_rounding_of_the_original_is_told_where_it_takes_much_of_a_budget(judged):
+    def judge(own):
+        drift = Drift("rel_l2", None, own, own, own, 50, 0)
+        return SimpleNamespace(rounding=lambda: (Verdict(Budget("rel_l2", 0.05), drift, None),))
+
+    over = judged([trial(0, drift=0.06)])[0]
+    (told,) = own_rounding(judge(0.04), over)
+    assert "moves the original's outputs by rel_l2 0.04" in told
+    assert own_rounding(judge(0.01), over) == ()
+    slow = judged([trial(0, speedup=1.0)])[0]
+    assert own_rounding(judge(0.04), slow) == ()

@@ -40,7 +40,7 @@ def deployment(target: Target) -> dict[str, str]:
         **{f"option {name}": value for name, value in target.options},
         "threads of an operator": "ONNX Runtime's default" if target.threads is None else str(target.threads),
         "idle threads": "spin" if target.spinning else "sleep",
-        "graph optimisations": "all",
+        "graph optimisations": "all" if target.optimizing else "none",
         "execution": "one operator at a time",
         "memory arena": "on" if target.arena else "off",
     }

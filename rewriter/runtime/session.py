@@ -167,7 +167,8 @@ class Session:
 def session_options(target: Target) -> ort.SessionOptions:
     """What every session of a target is made with."""
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if target.optimizing else levels.ORT_DISABLE_ALL
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.inter_op_num_threads = 1
     options.intra_op_num_threads = target.threads or 0  # 0 is the default: one a physical core, pinned to it

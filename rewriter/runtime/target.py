@@ -24,6 +24,7 @@ class Target:
             within a run they do in any case.
         arena: Whether a session keeps the memory of a run for the next one, as is ONNX Runtime's default.
         options: The provider's own options, pairs of a name and a value.
+        optimizing: Whether ONNX Runtime optimises graphs, as is its default.
     """
 
     provider: str = "cpu"
@@ -31,6 +32,7 @@ class Target:
     spinning: bool = True
     arena: bool = True
     options: tuple[tuple[str, str], ...] = ()
+    optimizing: bool = True
 
     def __post_init__(self) -> None:
         if self.provider not in PROVIDERS:
