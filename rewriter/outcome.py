@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -230,13 +231,16 @@ def _is(round_: Round, trial: Trial | None) -> bool:
 def _steps(original: Model, base: Model) -> tuple[str, ...]:
     """What was done to a model before any rewrite."""
     freed = len(original.pinned) - len(base.pinned)
-    maxima = len(graph.find_sloped(original)) - len(graph.find_sloped(base))
+    before, after = (Counter(node.op_type for node in graph.flow(model)) for model in (original, base))
+    leaky = after["LeakyRelu"] - before["LeakyRelu"]
+    maxima = before["PRelu"] - after["PRelu"] - leaky
     folded = graph.computing(original) - graph.computing(base) + maxima
     dead = graph.removed_channels(original, base)
     return (
         *((f"{freed} weights are no longer graph inputs",) if freed else ()),
-        *((f"{plural(folded, 'node')} folded into the convolutions beside",) if folded else ()),
+        *((f"{plural(folded, 'node')} folded into those beside",) if folded else ()),
         *((f"{plural(dead, 'dead channel')} removed from convolutions",) if dead else ()),
+        *((f"{plural(leaky, 'PRelu')} as LeakyRelu",) if leaky else ()),
         *((f"{plural(maxima, 'PRelu')} as Mul and Max",) if maxima else ()),
     )
 

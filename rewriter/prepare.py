@@ -154,10 +154,11 @@ class Base:
 def exact_steps(
     model: Model, exclude: Sequence[str], block: int, planned: Mapping[str, Ints] | None = None
 ) -> Base:
-    """Folds what stands in front of convolutions into them, and removes their dead channels.
+    """Writes activations in one operator, folds what scales channels, and removes dead channels.
 
-    Neither costs time: what is folded is not computed, and channels go in blocks, which are what kernels
-    compute. So the steps are not weighed one by one; the model that they give competes with the original.
+    None of these costs time: what is folded is not computed, and channels go in blocks, which are what
+    kernels compute. So the steps are not weighed one by one; the model that they give competes with the
+    original.
 
     Args:
         model: The model, unpinned.
@@ -174,9 +175,10 @@ def exact_steps(
     def free(sites: Sequence[Site]) -> list[Site]:
         return [site for site in sites if planned is None or site.name in planned]
 
-    sites, refusals = choose_sites(model, exclude)
-    folded = graph.fold_front(model, free(sites))
-    if folded is not model:
+    plain = graph.as_fusible(model)
+    sites, refusals = choose_sites(plain, exclude)
+    folded = graph.as_norms(graph.fold_around(plain, free(sites)))
+    if folded is not plain:
         sites, refusals = choose_sites(folded, exclude)
     whole, smaller = sites, folded
     if planned is None or any(planned[site.name] != site.conv.weight.shape for site in free(sites)):

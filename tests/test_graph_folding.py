@@ -67,7 +67,7 @@ def test_pads_of_nodes_on_constants_are_folded(rng: np.random.Generator) -> None
         }}""",
         w=random(rng, 4, 3, 3, 3),
     )
-    folded = graph.fold_front(found, graph.find_sites(found)[0])
+    folded = graph.fold_around(found, graph.find_sites(found)[0])
     (conv,) = folded.proto.graph.node
     assert conv.op_type == "Conv"
     assert site(folded, "c").conv.pads == (0, 1, 3, 2)

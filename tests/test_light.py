@@ -31,7 +31,7 @@ def test_sites_are_found_and_rewritten(name: str, rng: np.random.Generator) -> N
     assert not refusals
     some = sites[:: max(len(sites) // 4, 1)]
     rewritten = graph.splice(found, [(site, halves(site.conv)) for site in some])
-    folded = graph.fold_front(found, sites)
+    folded = graph.fold_around(found, sites)
     feeds = random_feeds(found, rng)
     before = run(found.bytes(), feeds)
     for other in (rewritten, folded):

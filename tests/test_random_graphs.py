@@ -59,7 +59,7 @@ def test_random_graphs(net: Drawn, data: st.DataObject) -> None:
     _same_but_for(model.proto, spliced.proto, {index for site, _ in chosen for index in site.nodes})
     bound = BOUNDS[net.dtype.name]
     _close(before, _outputs(spliced, net), bound)
-    folded = graph.fold_front(model, sites)
+    folded = graph.fold_around(model, sites)
     if folded is not model:
         event("folded in front")
         onnx.checker.check_model(folded.proto, full_check=True)

@@ -11,14 +11,17 @@
     tensors     single tensors in files
     constants   values of nodes on constants alone     scaling    factors and constants behind a convolution
     external    weights in files beside the model  soundness  what a node must have
-    front       what a convolution behind it takes in  channels   who reads and who makes each channel
-    mixing      layers that mix channels               dead       channels that make no difference
+    around      what a convolution takes in            channels   who reads and who makes each channel
+    affine      scaled channels as one norm            mixing     layers that mix channels
+    fusible     activations in one operator            dead       channels that make no difference
     slopes      PRelu as a Mul and a Max
 
 What is not rewritten comes out as it came, byte for byte.
 """
 
 from rewriter.files import check_output
+from rewriter.graph.affine import as_norms
+from rewriter.graph.around import fold_around
 from rewriter.graph.batchnorm import Norm, find_norms
 from rewriter.graph.dead import dead_channels, remove_dead, removed_channels
 from rewriter.graph.describe import describe
@@ -28,7 +31,7 @@ from rewriter.graph.files import Source, Storage, load, save
 from rewriter.graph.fingerprint import fingerprint
 from rewriter.graph.fold import fold
 from rewriter.graph.followers import Follower
-from rewriter.graph.front import fold_front
+from rewriter.graph.fusible import as_fusible
 from rewriter.graph.interface import common_interface
 from rewriter.graph.inventory import Inventory, Layer, Window, inventory
 from rewriter.graph.model import Model
@@ -60,7 +63,9 @@ __all__ = [
     "Storage",
     "Tape",
     "Window",
+    "as_fusible",
     "as_maxima",
+    "as_norms",
     "block_probe",
     "check_output",
     "common_interface",
@@ -73,7 +78,7 @@ __all__ = [
     "fingerprint",
     "flow",
     "fold",
-    "fold_front",
+    "fold_around",
     "inventory",
     "load",
     "loadable",

@@ -1,4 +1,4 @@
-"""What stands in front of a convolution, folded into it: the same outputs, fewer nodes, or left alone."""
+"""What stands around a convolution, folded into it: the same outputs, fewer nodes, or left alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 from graphs import distance, filled, model, random, random_feeds, run
 
 import rewriter
-from rewriter import graph
+from rewriter import graph, runtime
+from rewriter.runtime import Target
 
 
 def folded(found: graph.Model) -> graph.Model:
-    return graph.fold_front(found, graph.find_sites(found)[0])
+    return graph.fold_around(found, graph.find_sites(found)[0])
 
 
 def op_types(found: graph.Model) -> list[str]:
@@ -132,7 +133,7 @@ def test_the_command_folds_but_for_what_is_excluded(
     plan = tmp_path / "plan.json"
     done = rewriter.optimize(found.proto, exact=True, exclude=["one"], passes=["winograd"], save_plan=plan)
     assert done.improved
-    assert done.report.steps == ("1 node folded into the convolutions beside",)
+    assert done.report.steps == ("1 node folded into those beside",)
     kinds = [node.op_type for node in done.model.graph.node if "/" not in node.name]
     assert kinds == ["Mul", "Conv"]
     again = rewriter.apply(found.proto, plan)
@@ -147,8 +148,47 @@ def test_what_is_between_two_convolutions_is_folded_once(rng: np.random.Generato
         }""",
         rng,
     )
-    once = graph.fold_front(found, graph.find_sites(found)[0])
+    once = graph.fold_around(found, graph.find_sites(found)[0])
     onnx.checker.check_model(once.proto, full_check=True)
     assert [node.op_type for node in once.proto.graph.node] == ["Conv", "Conv"]
     feeds = random_feeds(found, rng)
     assert distance(run(found.bytes(), feeds), run(once.bytes(), feeds)) < 1e-5  # float32 rounding
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Conv(x, w) y = Mul(a, f)",
+        "a = Conv(x, w) y = Mul(h, a)",
+        "a = Conv(x, w, b) y = Add(a, h)",
+        "a = Conv(x, w, b) y = Add(o, a)",
+        "a = Conv(x, w) y = Sub(a, o)",
+        "a = Conv(x, w) y = Div(a, o)",
+        "a = Conv(x, w) d = Mul(a, o) y = Add(d, f)",
+        "a = ConvTranspose(x, q) y = Mul(a, o)",
+    ],
+)
+def test_folds_behind_what_onnx_runtime_would_not(body: str, rng: np.random.Generator) -> None:
+    weights = "weights: w[6,4,3,3] q[4,6,3,3] b[6] o[6,1,1] f[1] h[]\n"
+    found = filled(f"{weights}{HEAD} {body} }}", rng)
+    once = folded(found)
+    assert len(op_types(once)) == 1
+    feeds = random_feeds(found, rng)
+    # float32 rounding of sums over 36 products
+    assert distance(run(found.bytes(), feeds), run(once.bytes(), feeds)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Conv(x, w) y = Mul(a, o)",
+        "a = Conv(x, w, b) y = Add(a, o)",
+        "a = Conv(x, w) y = Mul(a, h)",
+        "a = Conv(x, w) d = Mul(a, o) y = Add(d, o)",
+    ],
+)
+def test_what_onnx_runtime_folds_behind_stays_as_it_came(body: str, rng: np.random.Generator) -> None:
+    found = filled(f"weights: w[6,4,3,3] b[6] o[6,1,1] h[]\n{HEAD} {body} }}", rng)
+    assert folded(found) is found
+    fused = onnx.ModelProto.FromString(runtime.optimized(found.bytes(), Target()))
+    assert not {"Add", "Mul"} & {node.op_type for node in fused.graph.node}

@@ -1,9 +1,10 @@
-"""Folds what stands in front of a convolution into it: factors and terms for each channel, and zero padding.
+"""Folds what stands around a convolution into it: factors and terms for each channel, and zero padding.
 
     Conv(s·x + t; W, b) = Conv(x; W·s, b + Σ W·t)        s and t for each in-channel c
 
 A term survives only where the convolution pads nothing, for its zeros come after the term; a factor always. A
-Pad of zeros becomes pads of the convolution. Exact up to rounding.
+Pad of zeros becomes pads of the convolution. What is behind a convolution goes in always (`scaling`); some of
+that ONNX Runtime folds itself. Exact up to rounding.
 """
 
 from __future__ import annotations
@@ -11,41 +12,55 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
 
 from rewriter.conv import Array, Conv
+from rewriter.graph.affine import step_of
 from rewriter.graph.analysis import Analysis
 from rewriter.graph.attributes import ONNX_DOMAINS, attribute
-from rewriter.graph.batchnorm import factor_and_term
 from rewriter.graph.model import Model
-from rewriter.graph.opset import BROADCASTING
-from rewriter.graph.scaling import by_channel, factor_and_shift
 from rewriter.graph.sites import Site, fits
 from rewriter.graph.splice import splice
-from rewriter.graph.types import Types, infer_types, shape
+from rewriter.graph.types import Types, infer_types
 from rewriter.rewrite import Rewrite
 
 
-def fold_front(model: Model, sites: Collection[Site]) -> Model:
+def fold_around(model: Model, sites: Collection[Site]) -> Model:
     """The model with what stands in front of some of its convolutions, and nowhere else, folded into them.
 
-    A BatchNormalization behind such a convolution is folded, too. The same model where there is nothing.
+    What scales their channels behind them is folded, too, where ONNX Runtime would leave any of it. The same
+    model where there is nothing.
     """
     analysis = Analysis(model)
     behind = {index for site in sites for index in site.nodes}
     places = {id(node): i for i, node in enumerate(model.proto.graph.node) if i not in behind}
     types = cache(lambda: infer_types(model))
+    nodes = model.proto.graph.node
     folded = []
     for site in sites:
         whole = site
         while (longer := _longer(whole, analysis, places, types, model.opset)) is not None:
             whole = longer
-        if whole is not site:
+        if whole is not site or not all(_fused(site, nodes[each], analysis) for each in site.nodes[1:]):
             folded.append((whole, Rewrite(((whole.conv,),))))
     return splice(model, folded) if folded else model
+
+
+def _fused(site: Site, node: onnx.NodeProto, analysis: Analysis) -> bool:
+    """Whether ONNX Runtime folds a node behind a convolution into it when it loads the model.
+
+    Its fusions (ConvBNFusion, ConvMulFusion, ConvAddFusion) are of Conv alone, and take a factor or term for
+    each channel as the second operand, or a single factor without axes.
+    """
+    if site.op_type != "Conv" or node.op_type == "BatchNormalization":
+        return site.op_type == "Conv"
+    value = analysis.constant(node.input[1])
+    if value is None or node.op_type not in ("Mul", "Add"):
+        return False
+    return value.size > 1 or (node.op_type == "Mul" and value.ndim == 0)
 
 
 def _longer(
@@ -62,50 +77,14 @@ def _longer(
     if node.op_type == "Pad":
         found, conv = node.input[0], _padded(site.conv, node, analysis)
     else:
-        step = _step(node, analysis, types, site.conv, opset)
+        channels = site.conv.weight.shape[1] * site.conv.group
+        step = step_of(node, channels, site.conv.weight.ndim, analysis, types, opset)
         if step is None:
             return None
         found, conv = step.input, _scaled(site.conv, step.factor, step.term)
     if conv is None or not fits(conv):
         return None
     return replace(site, conv=conv, input=found, nodes=(places[id(node)], *site.nodes))
-
-
-class _Step(NamedTuple):
-    """What a node does to its input: a factor and a term for each channel, `[C]`."""
-
-    input: str
-    factor: Array
-    term: Array
-
-
-def _step(
-    node: onnx.NodeProto, analysis: Analysis, types: Callable[[], Types], conv: Conv, opset: int
-) -> _Step | None:
-    channels = conv.weight.shape[1] * conv.group
-    if node.op_type == "BatchNormalization":
-        found = factor_and_term(node, channels, analysis, opset)
-        return None if found is None else _Step(node.input[0], *found)
-    if node.op_type not in ("Add", "Sub", "Mul", "Div") or len(node.input) != 2 or opset < BROADCASTING:
-        return None
-    values = [analysis.constant(name) for name in node.input]
-    if (values[0] is None) == (values[1] is None):
-        return None
-    slot = 0 if values[0] is None else 1
-    sizes = shape(types(), node.input[slot])
-    other = values[1 - slot]
-    if other is None:
-        return None
-    constant = by_channel(other, conv.weight.ndim, channels)
-    # whatever a constant stretches would be another tensor without it
-    if constant is None or sizes is None or len(sizes) != conv.weight.ndim or sizes[1] != channels:
-        return None
-    if (scaling := factor_and_shift(node.op_type, slot, constant)) is None:
-        return None
-    factor, term = scaling
-    return _Step(
-        node.input[slot], np.broadcast_to(factor, channels), np.zeros(channels) if term is None else term
-    )
 
 
 def _scaled(conv: Conv, factor: Array, term: Array) -> Conv | None:

@@ -1,0 +1,256 @@
+"""Activations that a model has in pieces, as the one operator that ONNX Runtime computes with a convolution.
+
+    min(max(x, l), h) = Clip(x; l, h)        PRelu(x; s) = LeakyRelu(x; s)        where all slopes are one
+    clip(a·x + b, 0, h) / h = HardSigmoid(x; a/h, b/h)        x · HardSigmoid(x; 1/6, 1/2) = HardSwish(x)
+
+The first two are the same bit for bit, the others up to rounding. In pieces they are as many passes over
+memory, and on the CPU provider changes of layout before and after. Exporters write hard swishes so for models
+of ONNX's operators before version 14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from rewriter.graph.analysis import Analysis
+from rewriter.graph.attributes import ONNX_DOMAINS, attribute
+from rewriter.graph.emit import Emitted
+from rewriter.graph.model import Model
+from rewriter.graph.opset import BROADCASTING
+from rewriter.graph.scaling import factor_and_shift
+from rewriter.graph.scope import Names
+from rewriter.graph.splice import Piece, replaced
+from rewriter.graph.types import Types, infer_types, shape
+
+# Bounds of Clip are inputs from here on; before, attributes.
+_CLIP_INPUTS: Final = 11
+_HARD_SWISH_OPSET: Final = 14
+# Of float32: exporters write 1/6 as 0.1667 at the coarsest, which is another function.
+_SAME: Final = 1e-6
+# What a hard sigmoid is followed by at most: a factor before, one behind, and a product with its input.
+_MOST_BEHIND: Final = 3
+
+
+def as_fusible(model: Model) -> Model:
+    """The model with activations in one operator that were in several; the same where there are none."""
+    if model.opset < BROADCASTING:
+        return model
+    for find in (_clips, _hard_sigmoids):
+        pieces = list(find(_Graph(model)))
+        if pieces:
+            model = model.edited(replaced(model, pieces))
+    return model
+
+
+class _Graph:
+    """A model's nodes, and what is known of them."""
+
+    def __init__(self, model: Model) -> None:
+        self.nodes = [
+            (index, node)
+            for index, node in enumerate(model.proto.graph.node)
+            if node.domain in ONNX_DOMAINS and len(node.output) == 1 and node.output[0]
+        ]
+        self._known: dict[int, onnx.NodeProto] = dict(self.nodes)
+        self._index = {node.output[0]: index for index, node in self.nodes}
+        self._types: Callable[[], Types] = cache(lambda: infer_types(model))
+        self._analysis: Callable[[], Analysis] = cache(lambda: Analysis(model))
+        self.opset = model.opset
+
+    def node(self, index: int) -> onnx.NodeProto:
+        """The node of an index."""
+        return self._known[index]
+
+    def maker(self, name: str) -> tuple[int, onnx.NodeProto] | None:
+        """The node that makes a tensor, and its index."""
+        index = self._index.get(name)
+        return None if index is None else (index, self._known[index])
+
+    def taker(self, name: str) -> tuple[int, onnx.NodeProto] | None:
+        """The node that alone takes a tensor, and its index."""
+        index = self._analysis().only_consumer(name)
+        return None if index is None or index not in self._known else (index, self._known[index])
+
+    def constant(self, name: str) -> np.ndarray[Any, Any] | None:
+        """A constant in float32."""
+        value = self._analysis().constant(name) if name else None
+        return value if value is not None and value.dtype == np.float32 else None
+
+    def number(self, name: str, beside: str) -> float | None:
+        """A constant that is one number and does not add an axis to the tensor that it is combined with."""
+        value = self.constant(name)
+        if value is None or value.size != 1:
+            return None
+        if value.ndim > 0:
+            sizes = shape(self._types(), beside)
+            if sizes is None or len(sizes) < value.ndim:
+                return None
+        return float(value.reshape(()))
+
+    def operand(self, node: onnx.NodeProto) -> tuple[str, int, float] | None:
+        """What an operator takes beside one number: the tensor, its slot, and that number."""
+        if len(node.input) != 2:
+            return None
+        for slot, name in enumerate(node.input):
+            number = self.number(node.input[1 - slot], name)
+            if number is not None and self.constant(name) is None:
+                return name, slot, number
+        return None
+
+
+def _clips(graph: _Graph) -> Iterator[Piece]:
+    """Clips in two nodes, and PRelus with one slope."""
+    for index, node in graph.nodes:
+        if node.op_type == "PRelu":
+            slopes = graph.constant(node.input[1])
+            if slopes is not None and slopes.size and np.all(slopes == slopes.flat[0]):
+                made = partial(_leaky, node, float(slopes.flat[0]))
+                yield Piece(node.name, (index,), (node.input[0],), node.output[0], made)
+            continue
+        first, second = _bound(graph, node), None
+        if first is None or (behind := graph.taker(node.output[0])) is None:
+            continue
+        last, after = behind
+        second = _bound(graph, after)
+        if second is None or {first.above, second.above} != {True, False}:
+            continue
+        low, high = (second.value, first.value) if first.above else (first.value, second.value)
+        if low <= high:
+            made = partial(_clip, after, first.input, low, high, graph.opset)
+            yield Piece(after.name, (index, last), (first.input,), after.output[0], made)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """What a Min (from above), a Max or a Relu bounds its input by."""
+
+    input: str
+    above: bool
+    value: float
+
+
+def _bound(graph: _Graph, node: onnx.NodeProto) -> _Bound | None:
+    if node.op_type == "Relu":
+        return _Bound(node.input[0], False, 0.0)
+    found = graph.operand(node) if node.op_type in ("Min", "Max") else None
+    return None if found is None else _Bound(found[0], node.op_type == "Min", found[2])
+
+
+def _hard_sigmoids(graph: _Graph) -> Iterator[Piece]:
+    """Hard sigmoids in several nodes, and hard swishes: their products with what they are of."""
+    for index, node in graph.nodes:
+        if node.op_type != "Clip" or (high := _clipped_at(graph, node)) is None:
+            continue
+        source, slope, offset, before = _line(graph, node.input[0])
+        if slope > 0.0 and offset != 0.0 and (found := _whole(graph, node, source, high)) is not None:
+            behind, swish = found
+            indices = (*before, index, *behind)
+            last = graph.node(indices[-1])
+            made = partial(_hard, last, source, slope / high, offset / high, swish, graph.opset)
+            yield Piece(last.name, indices, (source,), last.output[0], made)
+
+
+def _clipped_at(graph: _Graph, node: onnx.NodeProto) -> float | None:
+    """The upper bound of a Clip whose lower one is 0."""
+    low: float | None
+    high: float | None
+    if graph.opset < _CLIP_INPUTS:
+        low, high = attribute(node, "min"), attribute(node, "max")
+    else:
+        low, high = (graph.number(name, node.input[0]) for name in [*node.input, "", ""][1:3])
+    return high if low == 0.0 and high is not None and 0.0 < high < np.inf else None
+
+
+def _line(graph: _Graph, name: str) -> tuple[str, float, float, tuple[int, ...]]:
+    """A tensor as a line a·x + b of another, and the nodes that compute it and that nothing else needs."""
+    slope, offset = 1.0, 0.0
+    nodes: tuple[int, ...] = ()
+    while (maker := graph.maker(name)) is not None and graph.taker(name) is not None:
+        index, node = maker
+        found = graph.operand(node)
+        change = None if found is None else _change(node, *found[1:])
+        if found is None or change is None:
+            break
+        # a·(f·x + t) + b
+        factor, term = change
+        slope, offset = slope * factor, slope * term + offset
+        name, nodes = found[0], (index, *nodes)
+    return name, slope, offset, nodes
+
+
+def _change(node: onnx.NodeProto, slot: int, number: float) -> tuple[float, float] | None:
+    """The factor and the term of an operator on a tensor and a number."""
+    found = factor_and_shift(node.op_type, slot, np.array([number]))
+    if found is None:
+        return None
+    factor, term = found
+    return float(np.reshape(factor, ())), 0.0 if term is None else float(np.reshape(term, ()))
+
+
+def _whole(
+    graph: _Graph, clip: onnx.NodeProto, source: str, high: float
+) -> tuple[tuple[int, ...], bool] | None:
+    """The nodes behind a clipped line that make it a hard sigmoid, and whether they make it a hard swish."""
+    nodes: tuple[int, ...] = ()
+    scale, swish, name = high, False, clip.output[0]
+    best = (nodes, swish) if _is_one(scale) else None
+    for _ in range(_MOST_BEHIND):
+        if (taker := graph.taker(name)) is None:
+            break
+        index, node = taker
+        if node.op_type == "Mul" and sorted(node.input) == sorted((name, source)) and not swish:
+            swish = True
+        else:
+            found = graph.operand(node) if node.op_type in ("Mul", "Div") else None
+            change = None if found is None else _change(node, *found[1:])
+            if change is None:
+                break
+            scale *= change[0]
+        nodes, name = (*nodes, index), node.output[0]
+        if _is_one(scale):
+            best = (nodes, swish)
+    return best
+
+
+def _is_one(value: float) -> bool:
+    return abs(value - 1.0) < _SAME
+
+
+def _leaky(node: onnx.NodeProto, slope: float, given: Names) -> Emitted:
+    made = onnx.helper.make_node("LeakyRelu", [node.input[0]], [node.output[0]], name=node.name, alpha=slope)
+    return Emitted((made,), ())
+
+
+def _clip(node: onnx.NodeProto, source: str, low: float, high: float, opset: int, given: Names) -> Emitted:
+    if opset < _CLIP_INPUTS:
+        made = onnx.helper.make_node("Clip", [source], [node.output[0]], name=node.name, min=low, max=high)
+        return Emitted((made,), ())
+    prefix = node.name or node.output[0]
+    tensors = tuple(
+        onnx.numpy_helper.from_array(np.array(value, np.float32), given.new(f"{prefix}/{name}"))
+        for name, value in (("low", low), ("high", high))
+    )
+    taken = [source, *(tensor.name for tensor in tensors)]
+    return Emitted((onnx.helper.make_node("Clip", taken, [node.output[0]], name=node.name),), tensors)
+
+
+def _hard(
+    node: onnx.NodeProto, source: str, alpha: float, beta: float, swish: bool, opset: int, given: Names
+) -> Emitted:
+    output = node.output[0]
+    if swish and opset >= _HARD_SWISH_OPSET and _is_one(6 * alpha) and _is_one(2 * beta):
+        return Emitted((onnx.helper.make_node("HardSwish", [source], [output], name=node.name),), ())
+    prefix = node.name or output
+    inner, name = output, node.name
+    if swish:
+        inner, name = given.new(f"{prefix}/hard_sigmoid_output"), given.new(f"{prefix}/hard_sigmoid")
+    nodes = [onnx.helper.make_node("HardSigmoid", [source], [inner], name=name, alpha=alpha, beta=beta)]
+    if swish:
+        nodes.append(onnx.helper.make_node("Mul", [source, inner], [output], name=node.name))
+    return Emitted(tuple(nodes), ())
