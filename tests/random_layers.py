@@ -171,6 +171,39 @@ def scaled(net: Net) -> None:
     net.node(net.draw(st.sampled_from(["Add", "Mul", "Sub"])), slots, given.shape)
 
 
+def clipped(net: Net) -> None:
+    """A line between two bounds and what exporters make of that, or a PRelu with one slope."""
+    given, draw = net.any(), net.draw
+    if draw(st.integers(0, 3)) == 0:
+        slope = net.hold(np.full((given.shape[1], *(1 for _ in given.shape[2:])), 0.25, net.dtype))
+        net.node("PRelu", [given.name, slope], given.shape)
+        return
+
+    def number(value: float) -> str:
+        shape = draw(st.sampled_from([(), (1,), (1,) * len(given.shape)]))
+        name = net.hold(np.full(shape, value, net.dtype))
+        return net.behind(name) if shape else name
+
+    def step(op_type: str, *inputs: str) -> str:
+        net.node(op_type, list(inputs), given.shape)
+        return net.tensors[-1].name
+
+    last = step("Add", *draw(st.permutations([given.name, number(3.0)])))
+    if net.opset >= 12 and draw(st.booleans()):
+        bounds = [net.hold(np.array(value, net.dtype)) for value in (0.0, 6.0)]
+        last = step("Clip", last, *bounds)
+    else:
+        # ONNX Runtime has no Min and Max of float16 before opset 13
+        kinds = ["Relu", "Min"] if net.dtype == np.float32 else ["Relu"]
+        for kind in draw(st.permutations(kinds)):
+            last = step(kind, last, *([number(6.0)] if kind == "Min" else []))
+    for way in draw(st.permutations(["swish", "sixth"]))[: draw(st.integers(0, 2))]:
+        if way == "swish":
+            last = step("Mul", *draw(st.permutations([last, given.name])))
+        else:
+            last = step("Div", last, number(6.0))
+
+
 def norm(net: Net) -> None:
     given = net.any()
     others = [net.constant(given.shape[1]) for _ in range(4)]
@@ -276,6 +309,7 @@ LAYERS = (
     conv_transpose,
     pointwise,
     scaled,
+    clipped,
     norm,
     padded,
     shortcut,

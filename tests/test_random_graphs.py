@@ -59,11 +59,18 @@ def test_random_graphs(net: Drawn, data: st.DataObject) -> None:
     _same_but_for(model.proto, spliced.proto, {index for site, _ in chosen for index in site.nodes})
     bound = BOUNDS[net.dtype.name]
     _close(before, _outputs(spliced, net), bound)
-    folded = graph.fold_around(model, sites)
-    if folded is not model:
-        event("folded in front")
-        onnx.checker.check_model(folded.proto, full_check=True)
-        _close(before, _outputs(folded, net), bound)
+    plain = graph.as_fusible(model)
+    folded = graph.fold_around(plain, graph.find_sites(plain)[0])
+    normed = graph.as_norms(folded)
+    for step, (first, second) in {
+        "fused": (model, plain),
+        "folded": (plain, folded),
+        "normed": (folded, normed),
+    }.items():
+        if second is not first:
+            event(step)
+            onnx.checker.check_model(second.proto, full_check=True)
+            _close(before, _outputs(second, net), bound)
     if net.dtype != np.float64 and data.draw(st.booleans()):
         walk = Walk(model, sites, [net.feeds], TARGET)
         for site in sites:
