@@ -233,9 +233,10 @@ def _drawn(model: Model, shapes: Mapping[str, Ints], span: Range, count: int, se
     rng = np.random.default_rng(seed)
 
     def value(spec: InputSpec) -> npt.NDArray[Any]:
-        # a sample is one row; only what the model fixes is more
+        # a sample is one row; only what the model fixes is more, and a scalar has none
         given = shapes.get(spec.name, spec.shape)
-        shape = tuple(size for size in (spec.fixed_batch or 1, *given[1:]) if isinstance(size, int))
+        rows = [spec.fixed_batch or 1] if given else []
+        shape = tuple(size for size in (*rows, *given[1:]) if isinstance(size, int))
         if len(shape) < len(given):
             takes = ",".join("?" if size is None else str(size) for size in (1, *given[1:]))
             raise OptionError(
@@ -308,7 +309,7 @@ def deployed_feeds(model: Model, samples: Samples, batch: int, shapes: Mapping[s
             raise OptionError(
                 f"--batch {batch}: the model fixes the batch of '{name}' at {spec.fixed_batch}; leave it out"
             )
-        shape = sample.shape if batch == 1 else (batch, *sample.shape[1:])
+        shape = sample.shape if batch == 1 or not spec.shape else (batch, *sample.shape[1:])
         shape = tuple(shapes.get(name, shape))
         fits = len(shape) == len(spec.shape) and all(
             not isinstance(wanted, int) or wanted == size

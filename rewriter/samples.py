@@ -81,9 +81,11 @@ class Samples:
                 while stop < last and shapes_of[stop] == shapes:
                     stop += 1
             group = self.feeds[start:stop]
-            feeds = {name: np.concatenate([f[name] for f in group]) for name in shapes}
+            joined = len(group) > 1
             yield (
-                feeds if len(group) > 1 else dict(group[0]),
+                {name: np.concatenate([f[name] for f in group]) for name in shapes}
+                if joined
+                else dict(group[0]),
                 None if self.targets is None else list(self.targets[start:stop]),
             )
             start = stop

@@ -149,3 +149,19 @@ def test_random_samples_on_request(rng):
 def test_samples_that_exclude_each_other(given, words):
     with pytest.raises(OptionError, match=words):
         Given(**given)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_scalars_are_fed_as_they_are(rng, monkeypatch, given, batch):
+    """A rate or a threshold beside the tensors, the same for all samples of a batch."""
+    fake_latency.install(monkeypatch)
+    text = """agraph (float[N,32,12,12] x, float t) => (float[N,32,12,12] y) {
+        h = Conv<pads=[1,1,1,1]>(x, w) y = Add(h, t)
+    }"""
+    found = model(text, w=random(rng, 32, 32, 3, 3))
+    samples = [{"x": random(rng, 1, 32, 12, 12), "t": np.float32(0.5)} for _ in range(12)]
+    source = {"calibration": samples} if given else {}
+    report = rewriter.optimize(found.proto, exact=True, batch=batch, **source).report
+    assert report.improved
+    assert report.drift[0].value < 1e-5
