@@ -25,7 +25,7 @@ from rewriter.frontier import trace
 from rewriter.judge import Judge
 from rewriter.limits import Limits
 from rewriter.offers import Scene
-from rewriter.outcome import Result, Wanted, put_together, result, told
+from rewriter.outcome import Result, Wanted, put_together, result, steps_to, told
 from rewriter.parts import Given, Preprocessing, parts
 from rewriter.plan import choose
 from rewriter.progress import Progress, logged
@@ -200,7 +200,7 @@ def optimize(
         rounds = attempts.rounds
     if exact and trials and (cautious := search.cautious(candidates, trials[0])) is not None:
         trials.append(Trial(cautious, build(cautious), trials[0].usage))
-    fallback = None if base is original or by_macs else search.unchanged(candidates)
+    fallback = search.unchanged(candidates) if steps_to(original, base) and not by_macs else None
 
     def retreat(limit: float, most_bytes: float, under_ms: float) -> Trial | None:
         if by_macs:

@@ -184,7 +184,7 @@ def told(
     if detailed:
         job.progress("profiling", 0, 0)
         closeup = look(job.judge, job.original, ending.looked_at, improved, job.feeds, job.target)
-    steps = _steps(job.original, base)
+    steps = steps_to(job.original, base)
     if ending.accepted is not None and (
         repaired := len(ending.accepted.rewrites) - len(ending.accepted.plan.rewritten)
     ):
@@ -228,8 +228,8 @@ def _is(round_: Round, trial: Trial | None) -> bool:
     )
 
 
-def _steps(original: Model, base: Model) -> tuple[str, ...]:
-    """What was done to a model before any rewrite."""
+def steps_to(original: Model, base: Model) -> tuple[str, ...]:
+    """What was done to a model before any rewrite, as far as it makes a difference to its time."""
     freed = len(original.pinned) - len(base.pinned)
     before, after = (Counter(node.op_type for node in graph.flow(model)) for model in (original, base))
     leaky = after["LeakyRelu"] - before["LeakyRelu"]

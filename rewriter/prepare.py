@@ -175,7 +175,7 @@ def exact_steps(
     def free(sites: Sequence[Site]) -> list[Site]:
         return [site for site in sites if planned is None or site.name in planned]
 
-    plain = graph.as_fusible(model)
+    plain = graph.as_fusible(graph.without_identities(model))
     sites, refusals = choose_sites(plain, exclude)
     folded = graph.as_norms(graph.fold_around(plain, free(sites)))
     if folded is not plain:

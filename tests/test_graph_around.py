@@ -192,3 +192,29 @@ def test_what_onnx_runtime_folds_behind_stays_as_it_came(body: str, rng: np.rand
     assert folded(found) is found
     fused = onnx.ModelProto.FromString(runtime.optimized(found.bytes(), Target()))
     assert not {"Add", "Mul"} & {node.op_type for node in fused.graph.node}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "d = Div(x, r) e = Erf(d) p = Add(e, one) q = Mul(x, p) z = Mul(q, h)",
+        "d = Div(x, r) e = Erf(d) p = Add(e, one) q = Mul(x, h) z = Mul(q, p)",
+        "d = Mul(x, i) e = Erf(d) p = Add(one, e) q = Mul(p, x) z = Mul(h, q)",
+    ],
+)
+def test_gelus_in_pieces_stay_whole(body: str, rng: np.random.Generator) -> None:
+    """ONNX Runtime makes them one operator, which it would not without their last factor."""
+    text = f"{HEAD} {body} o = Mul(z, f) y = Conv(o, w) }}"
+    numbers = {"r": 2**0.5, "one": 1.0, "h": 0.5, "i": 0.5**0.5, "f": 3.0}
+    given = {name: np.float32(value) for name, value in numbers.items() if name in body or name == "f"}
+    found = model(text, w=random(rng, 6, 4, 3, 3), **given)
+    after = graph.as_norms(folded(found))
+    assert op_types(after) == [*op_types(found)[:-2], "Conv"]
+    assert fused_gelus(after) == fused_gelus(found)
+    feeds = random_feeds(found, rng)
+    assert distance(run(found.bytes(), feeds), run(after.bytes(), feeds)) < 1e-5  # float32 rounding
+
+
+def fused_gelus(found: graph.Model) -> int:
+    fused = onnx.ModelProto.FromString(runtime.optimized(found.bytes(), Target()))
+    return [node.op_type for node in fused.graph.node].count("Gelu")

@@ -14,7 +14,7 @@
     around      what a convolution takes in            channels   who reads and who makes each channel
     affine      scaled channels as one norm            mixing     layers that mix channels
     fusible     activations in one operator            dead       channels that make no difference
-    slopes      PRelu as a Mul and a Max
+    slopes      PRelu as a Mul and a Max               identities  none where they only rename
 
 What is not rewritten comes out as it came, byte for byte.
 """
@@ -32,6 +32,7 @@ from rewriter.graph.fingerprint import fingerprint
 from rewriter.graph.fold import fold
 from rewriter.graph.followers import Follower
 from rewriter.graph.fusible import as_fusible
+from rewriter.graph.identities import without_identities
 from rewriter.graph.interface import common_interface
 from rewriter.graph.inventory import Inventory, Layer, Window, inventory
 from rewriter.graph.model import Model
@@ -101,4 +102,5 @@ __all__ = [
     "whole_of",
     "with_outputs",
     "with_shapes",
+    "without_identities",
 ]

@@ -21,6 +21,7 @@ from rewriter.graph.analysis import Analysis
 from rewriter.graph.attributes import ONNX_DOMAINS
 from rewriter.graph.batchnorm import factor_and_term
 from rewriter.graph.emit import Emitted
+from rewriter.graph.fusible import in_gelus
 from rewriter.graph.model import Model
 from rewriter.graph.opset import BROADCASTING
 from rewriter.graph.scaling import by_channel, factor_and_shift
@@ -86,13 +87,13 @@ def _pieces(model: Model) -> Iterator[Piece]:
         return
     analysis = Analysis(model)
     types = cache(lambda: infer_types(model))
-    seen: set[int] = set()
+    seen = set(in_gelus(model))
     for index, node in enumerate(nodes):
         if index in seen or (first := _image_step(node, analysis, types, model.opset)) is None:
             continue
         factor, term, chain, last = first.factor, first.term, [index], node
         while (after := analysis.only_consumer(last.output[0])) is not None:
-            step = _image_step(nodes[after], analysis, types, model.opset)
+            step = None if after in seen else _image_step(nodes[after], analysis, types, model.opset)
             if step is None:
                 break
             factor, term = factor * step.factor, term * step.factor + step.term

@@ -21,6 +21,7 @@ from rewriter.conv import Array, Conv
 from rewriter.graph.affine import step_of
 from rewriter.graph.analysis import Analysis
 from rewriter.graph.attributes import ONNX_DOMAINS, attribute
+from rewriter.graph.fusible import in_gelus
 from rewriter.graph.model import Model
 from rewriter.graph.sites import Site, fits
 from rewriter.graph.splice import splice
@@ -35,7 +36,7 @@ def fold_around(model: Model, sites: Collection[Site]) -> Model:
     model where there is nothing.
     """
     analysis = Analysis(model)
-    behind = {index for site in sites for index in site.nodes}
+    behind = {index for site in sites for index in site.nodes} | in_gelus(model)
     places = {id(node): i for i, node in enumerate(model.proto.graph.node) if i not in behind}
     types = cache(lambda: infer_types(model))
     nodes = model.proto.graph.node

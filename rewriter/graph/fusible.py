@@ -48,6 +48,29 @@ def as_fusible(model: Model) -> Model:
     return model
 
 
+def in_gelus(model: Model) -> frozenset[int]:
+    """The indices of nodes that are a Gelu in pieces, by Erf or by Tanh, which ONNX Runtime makes one.
+
+    It knows them by their shape, so that none of their factors may go into a convolution beside.
+    """
+    if not any(node.op_type in ("Erf", "Tanh") for node in model.proto.graph.node):
+        return frozenset()
+    graph = _Graph(model)
+    found: set[int] = set()
+    for index, node in graph.nodes:
+        if node.op_type in ("Erf", "Tanh") and (risen := graph.taker(node.output[0])) is not None:
+            found |= {index, risen[0]}
+            product = graph.taker(risen[1].output[0])
+            if risen[1].op_type != "Add" or product is None:
+                continue
+            halved = [each for name in product[1].input if (each := graph.maker(name)) and graph.scales(each)]
+            parts = [graph.maker(node.input[0]), product, *halved]
+            if not halved:
+                parts.append(graph.taker(product[1].output[0]))
+            found |= {each[0] for each in parts if each is not None}
+    return frozenset(found)
+
+
 class _Graph:
     """A model's nodes, and what is known of them."""
 
@@ -92,6 +115,10 @@ class _Graph:
             if sizes is None or len(sizes) < value.ndim:
                 return None
         return float(value.reshape(()))
+
+    def scales(self, made: tuple[int, onnx.NodeProto]) -> bool:
+        """Whether a node multiplies or divides a tensor by a number."""
+        return made[1].op_type in ("Mul", "Div") and self.operand(made[1]) is not None
 
     def operand(self, node: onnx.NodeProto) -> tuple[str, int, float] | None:
         """What an operator takes beside one number: the tensor, its slot, and that number."""

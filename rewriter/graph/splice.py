@@ -82,7 +82,7 @@ def replaced(model: Model, pieces: Sequence[Piece]) -> onnx.ModelProto:
     taken = [name for piece in pieces for name in piece.inputs]
     dead, gone = _freed(graph, given_up, [*taken, *trained(proto)])
     gone -= kept
-    _forget(proto, gone)
+    forget(proto, gone)
 
     nodes: list[onnx.NodeProto | None] = list(model.proto.graph.node)
     for index in given_up | dead:
@@ -172,10 +172,10 @@ def _pure(node: onnx.NodeProto) -> bool:
     return (node.op_type == "Constant" or node.op_type in FOLDED) and node.domain in ONNX_DOMAINS
 
 
-def _forget(proto: onnx.ModelProto, gone: set[str]) -> None:
+def forget(proto: onnx.ModelProto, gone: Collection[str]) -> None:
     """Removes what the model says of tensors that are no more; the inputs that must be fed stay."""
     graph = proto.graph
-    weights = {tensor.name for tensor in graph.initializer} & gone
+    weights = {tensor.name for tensor in graph.initializer}.intersection(gone)
     for field, names_ in (
         (graph.initializer, weights),
         (graph.input, weights),
