@@ -83,6 +83,16 @@ def test_a_range_that_is_none_of_the_usual_is_said_to_be(rng):
     assert told.endswith("although not what its BatchNormalizations expect")
 
 
+def test_what_only_scales_and_shifts_tells_no_range(rng):
+    text = """agraph (float[batch,3,32,32] x) => (float[batch,3,32,32] y) {
+        a = Mul(x, s) b = Add(a, s) y = Conv<pads=[1,1,1,1]>(b, w)
+    }"""
+    found = model(text, w=random(rng, 3, 3, 3, 3), s=random(rng, 1))
+    merged = graph.as_norms(found)
+    assert [node.op_type for node in merged.proto.graph.node] == ["BatchNormalization", "Conv"]
+    assert graph.find_norms(merged, 3) == ()
+
+
 def test_without_batch_normalization_values_are_normal(rng):
     found = parts(model(BARE, w=random(rng, 32, 32, 3, 3)), Given(None), {}, 0)
     fit, choosing, final = found.fit, found.choosing, found.final

@@ -69,7 +69,10 @@ class Norm:
 
 
 def find_norms(model: Model, most: int) -> tuple[Norm, ...]:
-    """The first BatchNormalizations of the top graph that run with constant statistics, at most so many."""
+    """The first BatchNormalizations of the top graph that run with constant statistics, at most so many.
+
+    Those of mean 0 and variance 1 with no epsilon only scale and shift, and have seen nothing.
+    """
     analysis = Analysis(model)
     found: list[Norm] = []
     for node in model.proto.graph.node:
@@ -85,7 +88,14 @@ def find_norms(model: Model, most: int) -> tuple[Norm, ...]:
         mean, variance = (np.asarray([] if a is None else a, np.float64) for a in parameters)
         variance = variance + attribute(node, "epsilon", 1e-5)
         usable = mean.ndim == 1 and mean.size and mean.shape == variance.shape
-        if usable and np.isfinite(mean).all() and np.isfinite(variance).all() and np.all(variance > 0):
+        told = bool(np.any(mean) or np.any(variance != 1.0))
+        if (
+            usable
+            and told
+            and np.isfinite(mean).all()
+            and np.isfinite(variance).all()
+            and np.all(variance > 0)
+        ):
             found.append(Norm(node.input[0], mean, variance))
     return tuple(found)
 
