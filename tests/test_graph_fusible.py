@@ -89,6 +89,26 @@ def test_hard_sigmoids(body: str, alpha: float, beta: float, rng: np.random.Gene
     assert distance(run(found.bytes(), feeds), run(after.bytes(), feeds)) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("r = Relu(x) m = Min(r, six) y = Relu(m)", ["Clip", "Relu"]),
+        (
+            f"{SWISH} d = Div(c, six) e = Sub(d, half) f = Clip(e, zero, one) y = Relu(f)",
+            ["HardSigmoid", "Sub", "Clip", "Relu"],
+        ),
+    ],
+)
+def test_what_could_go_two_ways_goes_the_first(
+    body: str, expected: list[str], rng: np.random.Generator
+) -> None:
+    found = taken(body)
+    after = graph.as_fusible(found)
+    assert op_types(after) == expected
+    feeds = wide(found, rng)
+    assert distance(run(found.bytes(), feeds), run(after.bytes(), feeds)) < 1e-6
+
+
 def test_the_product_with_another_tensor_stays(rng: np.random.Generator) -> None:
     found = taken(f"r = Relu(x) {SWISH} d = Div(c, six) y = Mul(r, d)")
     after = graph.as_fusible(found)

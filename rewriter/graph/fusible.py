@@ -10,7 +10,7 @@ of ONNX's operators before version 14.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Final
@@ -42,7 +42,7 @@ def as_fusible(model: Model) -> Model:
     if model.opset < BROADCASTING:
         return model
     for find in (_clips, _hard_sigmoids):
-        pieces = list(find(_Graph(model)))
+        pieces = list(_apart(find(_Graph(model))))
         if pieces:
             model = model.edited(replaced(model, pieces))
     return model
@@ -129,6 +129,15 @@ class _Graph:
             if number is not None and self.constant(name) is None:
                 return name, slot, number
         return None
+
+
+def _apart(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces without those that share nodes with one before."""
+    taken: set[int] = set()
+    for piece in pieces:
+        if not taken.intersection(piece.nodes):
+            taken.update(piece.nodes)
+            yield piece
 
 
 def _clips(graph: _Graph) -> Iterator[Piece]:
