@@ -138,11 +138,11 @@ class Judge:
 
     def final_outputs(self, model: Model) -> Iterator[tuple[Outputs, Outputs]]:
         """What the original and a model give on the final samples, batch after batch, in their order."""
-        return ((before, after) for before, after, _ in self._pairs(model, self._final, self._run))
+        return ((before, after) for before, after, _ in self._pairs(model, self._final))
 
     def _measure(self, model: Model, samples: Samples, run: Run | None = None) -> tuple[Drift, ...]:
         meter = Meter(self._outputs, custom=self._custom, seed=self._seed)
-        for before, after, targets in self._pairs(model, samples, run or self._run):
+        for before, after, targets in self._pairs(model, samples, run):
             meter.update(before, after, targets)
         return meter.result()
 
@@ -167,14 +167,14 @@ class Judge:
         return replace(asked, scale=Scale.of(_SIZES.tolist(), values, asked.limit))
 
     def _pairs(
-        self, model: Model, samples: Samples, run: Run
+        self, model: Model, samples: Samples, run: Run | None = None
     ) -> Iterator[tuple[Outputs, Outputs, list[Any] | None]]:
         batches = list(samples.batches())
         references = self._kept if samples is self._choosing else []
         while batches:
             references = references or _first(self._run(self._original, batches), _KEPT_BYTES)
             part, batches = batches[: len(references)], batches[len(references) :]
-            found = run(model, part)
+            found = (run or self._run)(model, part)
             for (_, targets), before, after in zip(part, references, found, strict=True):
                 yield before, after, targets
             references = []
