@@ -14,6 +14,7 @@ from rewriter.conv import Ints
 from rewriter.graph import Site
 from rewriter.judge import Judge
 from rewriter.limits import Limits
+from rewriter.offers import CALM
 from rewriter.outcome import Result, Wanted, put_together, result, told
 from rewriter.parts import Given, Preprocessing, parts
 from rewriter.plan import Candidate, Plan
@@ -125,9 +126,7 @@ def apply(
     )
     job = Job(original, judge, feeds, target, min_speedup or 0.0, Limits(None, None), seed, progress)
 
-    # fitting runs on the CPU, whatever the target; threads that spin between runs would slow the fits
-    calm = Target(spinning=False)
-    in_shapes, _ = prepare.scout(base, sites, feeds, calm)
+    in_shapes, _ = prepare.scout(base, sites, feeds, CALM)
     fitted = 0
     if saved.exact or not matched.chosen:
         rewrites = fitting.exact_rewrites(matched.chosen, passes)
@@ -135,8 +134,8 @@ def apply(
     else:
         fit = prepare.drawn(samples.fit, saved.samples, seed)
         batches, fitted = prepare.fitting_batches(fit), len(fit)
-        metrics = output_metrics(base, matched.sites, batches, seed, calm, progress, saved.gradients)
-        refit = Refit(base, matched.sites, passes, batches, metrics.weights, seed, calm, progress)
+        metrics = output_metrics(base, matched.sites, batches, seed, CALM, progress, saved.gradients)
+        refit = Refit(base, matched.sites, passes, batches, metrics.weights, seed, CALM, progress)
         rewrites = refit(matched.chosen)
         remarks = (*matched.remarks, *metrics.remarks)
 

@@ -81,13 +81,10 @@ class Samples:
                 while stop < last and shapes_of[stop] == shapes:
                     stop += 1
             group = self.feeds[start:stop]
-            joined = len(group) > 1
-            yield (
-                {name: np.concatenate([f[name] for f in group]) for name in shapes}
-                if joined
-                else dict(group[0]),
-                None if self.targets is None else list(self.targets[start:stop]),
-            )
+            feeds = dict(group[0])
+            if len(group) > 1:
+                feeds = {name: np.concatenate([f[name] for f in group]) for name in shapes}
+            yield feeds, None if self.targets is None else list(self.targets[start:stop])
             start = stop
 
 

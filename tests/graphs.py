@@ -39,6 +39,10 @@ def random(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
+def op_types(found: graph.Model) -> list[str]:
+    return [node.op_type for node in found.proto.graph.node]
+
+
 def site(found: graph.Model, name: str) -> graph.Site:
     return next(each for each in graph.find_sites(found)[0] if each.name == name)
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import distance, filled, model, random, random_feeds, run
+from graphs import distance, filled, model, op_types, random, random_feeds, run
 
 from rewriter import graph
 
 WEIGHTS = "weights: w[4,4,3,3] s[4] t[4] m[4] c[1,4,1,1] e[4,1,1] f[1] h[] k[4,1,1,1] r[6]\n"
 HEAD = "agraph (float[N,4,9,6] x) => (float[N,4,9,6] y) {"
 NORM = "one = Constant<value: tensor=float[4] {1,2,3,4}>() n = BatchNormalization(a, s, t, m, one)"
-
-
-def op_types(found: graph.Model) -> list[str]:
-    return [node.op_type for node in found.proto.graph.node if node.op_type != "Constant"]
 
 
 @pytest.mark.parametrize(

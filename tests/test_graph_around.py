@@ -6,7 +6,7 @@ import fake_latency
 import numpy as np
 import onnx
 import pytest
-from graphs import distance, filled, model, random, random_feeds, run
+from graphs import distance, filled, model, op_types, random, random_feeds, run
 
 import rewriter
 from rewriter import graph, runtime
@@ -15,10 +15,6 @@ from rewriter.runtime import Target
 
 def folded(found: graph.Model) -> graph.Model:
     return graph.fold_around(found, graph.find_sites(found)[0])
-
-
-def op_types(found: graph.Model) -> list[str]:
-    return [node.op_type for node in found.proto.graph.node]
 
 
 WEIGHTS = (

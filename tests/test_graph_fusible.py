@@ -6,7 +6,7 @@ import fake_latency
 import numpy as np
 import onnx
 import pytest
-from graphs import distance, model, random, random_feeds, run
+from graphs import distance, model, op_types, random, random_feeds, run
 
 import rewriter
 from rewriter import graph
@@ -33,10 +33,6 @@ def taken(body: str, opset: int = 13) -> graph.Model:
     words = body.replace(",", " ").replace("(", " ").replace(")", " ").split()
     found = {name: value for name, value in CONSTANTS.items() if name in words}
     return model(f"{head}{{ {body} }}", **found)
-
-
-def op_types(found: graph.Model) -> list[str]:
-    return [node.op_type for node in found.proto.graph.node]
 
 
 def wide(found: graph.Model, rng: np.random.Generator) -> dict[str, np.ndarray]:

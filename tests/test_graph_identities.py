@@ -6,14 +6,10 @@ import fake_latency
 import numpy as np
 import onnx
 import pytest
-from graphs import model, random, random_feeds, run
+from graphs import model, op_types, random, random_feeds, run
 
 import rewriter
 from rewriter import graph
-
-
-def op_types(found: graph.Model) -> list[str]:
-    return [node.op_type for node in found.proto.graph.node]
 
 
 def test_between_other_nodes_they_go(rng: np.random.Generator) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import filled, model, random, random_feeds, run
+from graphs import filled, model, op_types, random, random_feeds, run
 
 from rewriter import graph
 
@@ -18,10 +18,6 @@ NET = (
 
 def rewritten(found: graph.Model) -> graph.Model:
     return graph.as_maxima(found, [each.output for each in graph.find_sloped(found)])
-
-
-def op_types(found: graph.Model) -> list[str]:
-    return [node.op_type for node in found.proto.graph.node]
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 1), (1, 4, 1, 1), (1,), (), (6,), (4, 5, 6)])

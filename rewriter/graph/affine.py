@@ -24,13 +24,10 @@ from rewriter.graph.emit import Emitted
 from rewriter.graph.fusible import in_gelus
 from rewriter.graph.model import Model
 from rewriter.graph.opset import BROADCASTING
-from rewriter.graph.scaling import by_channel, factor_and_shift
+from rewriter.graph.scaling import SCALINGS, by_channel, factor_and_shift, held
 from rewriter.graph.scope import Names
 from rewriter.graph.splice import Piece, replaced
 from rewriter.graph.types import Types, infer_types, shape
-
-SCALINGS: Final = ("Add", "Sub", "Mul", "Div")
-"""The operators that scale or shift channels by constants."""
 
 # Of images: other tensors have no layout of their own.
 _RANK: Final = 4
@@ -99,7 +96,7 @@ def _pieces(model: Model) -> Iterator[Piece]:
             factor, term = factor * step.factor, term * step.factor + step.term
             chain, last = [*chain, after], nodes[after]
         seen.update(chain)
-        if len(chain) > 1 and _fits(factor, term):
+        if len(chain) > 1 and held(np.float32, factor, term):
             made = partial(_norm, last, first.input, factor, term)
             yield Piece(last.name, tuple(chain), (first.input,), last.output[0], made)
 
@@ -117,11 +114,6 @@ def _image_step(
     if types()[name].tensor_type.elem_type != onnx.TensorProto.FLOAT:
         return None
     return step_of(node, sizes[1], _RANK, analysis, types, opset)
-
-
-def _fits(*arrays: Array) -> bool:
-    with np.errstate(over="ignore"):
-        return all(bool(np.isfinite(array.astype(np.float32)).all()) for array in arrays)
 
 
 def _norm(node: onnx.NodeProto, source: str, factor: Array, term: Array, given: Names) -> Emitted:

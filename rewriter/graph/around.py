@@ -56,8 +56,10 @@ def _fused(site: Site, node: onnx.NodeProto, analysis: Analysis) -> bool:
     Its fusions (ConvBNFusion, ConvMulFusion, ConvAddFusion) are of Conv alone, and take a factor or term for
     each channel as the second operand, or a single factor without axes.
     """
-    if site.op_type != "Conv" or node.op_type == "BatchNormalization":
-        return site.op_type == "Conv"
+    if site.op_type != "Conv":
+        return False
+    if node.op_type == "BatchNormalization":
+        return True
     value = analysis.constant(node.input[1])
     if value is None or node.op_type not in ("Mul", "Add"):
         return False
@@ -78,8 +80,7 @@ def _longer(
     if node.op_type == "Pad":
         found, conv = node.input[0], _padded(site.conv, node, analysis)
     else:
-        channels = site.conv.weight.shape[1] * site.conv.group
-        step = step_of(node, channels, site.conv.weight.ndim, analysis, types, opset)
+        step = step_of(node, site.conv.in_channels, site.conv.weight.ndim, analysis, types, opset)
         if step is None:
             return None
         found, conv = step.input, _scaled(site.conv, step.factor, step.term)

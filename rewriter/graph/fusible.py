@@ -149,7 +149,7 @@ def _clips(graph: _Graph) -> Iterator[Piece]:
                 made = partial(_leaky, node, float(slopes.flat[0]))
                 yield Piece(node.name, (index,), (node.input[0],), node.output[0], made)
             continue
-        first, second = _bound(graph, node), None
+        first = _bound(graph, node)
         if first is None or (behind := graph.taker(node.output[0])) is None:
             continue
         last, after = behind

@@ -7,6 +7,8 @@ Exact up to rounding, borders included: they come after the padding.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -15,6 +17,9 @@ from rewriter.conv import Array, Conv
 from rewriter.graph.analysis import Analysis
 from rewriter.graph.attributes import ONNX_DOMAINS
 from rewriter.graph.opset import BROADCASTING
+
+SCALINGS: Final = ("Add", "Sub", "Mul", "Div")
+"""The operators that scale or shift channels by constants."""
 
 
 def fold_scaling(
@@ -29,7 +34,7 @@ def fold_scaling(
         analysis: Where the constants are looked up.
         opset: The version of ONNX's operators.
     """
-    fits = node.op_type in ("Add", "Sub", "Mul", "Div") and node.domain in ONNX_DOMAINS
+    fits = node.op_type in SCALINGS and node.domain in ONNX_DOMAINS
     if not fits or opset < BROADCASTING or len(node.input) != 2 or not node.output:
         return None
     slot = list(node.input).index(output)
@@ -71,12 +76,16 @@ def scaled(conv: Conv, factor: Array | float, shift: Array | None = None) -> Con
     bias = None if conv.bias is None else conv.bias * factors
     if shift is not None:
         bias = shift if bias is None else bias + shift
-    with np.errstate(over="ignore"):
-        weight = weight.astype(conv.weight.dtype)
-        bias = None if bias is None else bias.astype(conv.weight.dtype)
-    if not all(np.isfinite(each).all() for each in (weight, bias) if each is not None):
+    own = conv.weight.dtype
+    if not held(own, weight, bias):
         return None
-    return conv.with_(weight=weight, bias=bias)
+    return conv.with_(weight=weight.astype(own), bias=None if bias is None else bias.astype(own))
+
+
+def held(dtype: npt.DTypeLike, *arrays: Array | None) -> bool:
+    """Whether a type holds all values of some arrays, which are finite and not too large for it."""
+    with np.errstate(over="ignore"):
+        return all(bool(np.isfinite(each.astype(dtype)).all()) for each in arrays if each is not None)
 
 
 def by_channel(value: npt.NDArray[np.generic], axes: int, channels: int) -> Array | None:

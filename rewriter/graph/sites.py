@@ -19,7 +19,7 @@ from rewriter.graph.followers import Follower, find_followers
 from rewriter.graph.model import Model
 from rewriter.graph.opset import obstacle
 from rewriter.graph.pads import explicit_pads
-from rewriter.graph.scaling import fold_scaling
+from rewriter.graph.scaling import fold_scaling, held
 from rewriter.graph.scope import Names, bodies, graphs
 from rewriter.graph.transposed import transposed_conv
 from rewriter.graph.types import Types, infer_types, shape
@@ -190,9 +190,7 @@ def _site(model: Model, analysis: Analysis, types: Callable[[], Types], index: i
 
 def fits(conv: Conv) -> bool:
     """Whether the weights are finite in the model's type."""
-    with np.errstate(over="ignore"):
-        arrays = [each.astype(conv.dtype) for each in (conv.weight, conv.bias) if each is not None]
-    return all(bool(np.isfinite(each).all()) for each in arrays)
+    return held(conv.dtype, conv.weight, conv.bias)
 
 
 def _conv(node: onnx.NodeProto, analysis: Analysis, types: Callable[[], Types]) -> Conv | str:
