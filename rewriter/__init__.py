@@ -29,7 +29,7 @@ The house, from the ground up; nothing imports what stands below it here:
     prepare, parts        options and samples made ready, or one line that says what is wrong
     judge                 models measured against the original, on samples kept for that
     parting               where two models part, tensor by tensor
-    activations           those that the target computes faster in another form
+    expansions            operators that the target computes faster in others
     balance               the scales of the channels between the stages of a rewrite
     fitting, sensitivity, table      candidates fitted to the samples, what each costs in drift and in time
     rounding              the error of exact forms against float64, and those that lose too much

@@ -15,7 +15,7 @@ from rewriter.graph import Site
 from rewriter.judge import Judge
 from rewriter.limits import Limits
 from rewriter.offers import CALM
-from rewriter.outcome import Result, Wanted, put_together, result, told
+from rewriter.outcome import Result, Wanted, put_together, result, steps_to, told
 from rewriter.parts import Given, Preprocessing, parts
 from rewriter.plan import Candidate, Plan
 from rewriter.planfile import SavedForm
@@ -113,8 +113,8 @@ def apply(
     unpinned = graph.unpin(original)
     planned = {site.node: site.weight_shape for site in saved.sites}
     ground = prepare.exact_steps(unpinned, (), saved.block, planned)
-    ground = prepare.with_maxima(ground, (), saved.maxima)
     base, sites = ground.model, ground.sites
+    expansions = [each for each in graph.find_expansions(base) if each.output in saved.expanded]
     passes = prepare.named_passes(None)
     matched = planfile.match(
         saved, sites, ground.refusals, passes, f"plan '{os.fspath(plan)}'", original.label
@@ -140,7 +140,8 @@ def apply(
         remarks = (*matched.remarks, *metrics.remarks)
 
     made = _plan(sites, in_shapes, matched.chosen, rewrites)
-    ending = final_word(job, [Trial(made, rewrites, 0.0)], lambda *_: None, None, partial(put_together, base))
+    assemble = partial(put_together, base, [each.output for each in expansions])
+    ending = final_word(job, [Trial(made, rewrites, 0.0)], lambda *_: None, None, assemble)
     settings = {
         "plan": os.fspath(plan),
         "exact": saved.exact,
@@ -162,7 +163,7 @@ def apply(
     )
     report = told(
         job,
-        base,
+        steps_to(original, base, expansions),
         applied_reports(sites, in_shapes, made, ending.accepted is not None),
         before=prepare.total_cost(ground.whole, {name: shape[2:] for name, shape in in_shapes.items()}),
         refusals=ground.refusals,

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from rewriter import (
-    activations,
     graph,
     macs,
     network,
@@ -21,6 +20,7 @@ from rewriter import (
 from rewriter.cache import Cache
 from rewriter.command import command_line
 from rewriter.conv import Ints
+from rewriter.expansions import faster_expansions
 from rewriter.frontier import trace
 from rewriter.judge import Judge
 from rewriter.limits import Limits
@@ -164,9 +164,9 @@ def optimize(
     samples = parts(unpinned, given, shapes, seed)
     remarks = samples.remarks
     feeds = prepare.deployed_feeds(original, samples.fit, batch, shapes)
-    maxima = () if by_macs else activations.faster_maxima(ground.model, feeds, target, progress)
-    ground = prepare.with_maxima(ground, exclude, maxima)
     base, sites = ground.model, ground.sites
+    expansions = () if by_macs else faster_expansions(base, feeds, target, progress)
+    expanded = [each.output for each in expansions]
     judge = Judge(
         original, budgets, samples.choosing, samples.final, seed, strict=strict, target=target.precise
     )
@@ -186,7 +186,7 @@ def optimize(
     def usage(rewrites: Rewrites) -> float:
         return judge.usage(graph.splice(base, rewrites))
 
-    assemble = partial(put_together, base)
+    assemble = partial(put_together, base, expanded)
     if max_macs is not None:
         job = replace(job, macs=before.macs)
         trials, rounds = macs.search(
@@ -200,7 +200,8 @@ def optimize(
         rounds = attempts.rounds
     if exact and trials and (cautious := search.cautious(candidates, trials[0])) is not None:
         trials.append(Trial(cautious, build(cautious), trials[0].usage))
-    fallback = search.unchanged(candidates) if steps_to(original, base) and not by_macs else None
+    steps = steps_to(original, base, expansions)
+    fallback = search.unchanged(candidates) if steps and not by_macs else None
 
     def retreat(limit: float, most_bytes: float, under_ms: float) -> Trial | None:
         if by_macs:
@@ -237,7 +238,7 @@ def optimize(
             block=grid.block,
             samples=offered.fitted,
             gradients=offered.draws,
-            maxima=maxima,
+            expanded=expanded,
         )
         plan_text = planfile.to_json(saved)
     settings = {
@@ -275,7 +276,7 @@ def optimize(
     )
     report = told(
         job,
-        base,
+        steps,
         site_reports(offered.surveys, offered.timed, in_shapes, taken, offered.checked, by_macs=by_macs),
         before=before,
         refusals=(*ground.refusals, *offered.refusals),

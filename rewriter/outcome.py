@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rewriter import files, graph, runtime
 from rewriter.closeup import Closeup, look
 from rewriter.conv import Cost
 from rewriter.errors import OutputError
-from rewriter.graph import Model
+from rewriter.graph import Expansion, Model
 from rewriter.plan import Candidate
 from rewriter.profile import elsewhere
 from rewriter.report import Point, Report, SiteReport, check_path, rendered
@@ -102,8 +102,8 @@ class Wanted:
         return [(what, path) for what, path in found if path is not None]
 
 
-def put_together(base: Model, trial: Trial) -> Model:
-    """The model with a trial's rewrites, and what was done in its metadata.
+def put_together(base: Model, expanded: Collection[str], trial: Trial) -> Model:
+    """The model with a trial's rewrites and operators written in others, and what was done in its metadata.
 
     The same model and the same rewrites give the same bytes, so nothing that was measured is in it. What
     earlier runs did stays: a convolution that is rewritten again has both forms, the first one first.
@@ -116,7 +116,7 @@ def put_together(base: Model, trial: Trial) -> Model:
     provenance = {"rewriter.sites": json.dumps(done, ensure_ascii=False, separators=(",", ":"))}
     if found := version():
         provenance["rewriter.version"] = found
-    return graph.splice(base, trial.rewrites, provenance)
+    return graph.expanded(graph.splice(base, trial.rewrites, provenance), expanded)
 
 
 def _form(candidate: Candidate) -> str:
@@ -144,7 +144,7 @@ def _done_before(model: Model) -> dict[str, str]:
 
 def told(
     job: Job,
-    base: Model,
+    steps: tuple[str, ...],
     sites: tuple[SiteReport, ...],
     *,
     before: Cost,
@@ -164,7 +164,7 @@ def told(
 
     Args:
         job: What was asked for.
-        base: The original with its exact steps done.
+        steps: What was done to the model before any rewrite.
         sites: What every site of the base was and became.
         before: What all sites of the original cost.
         refusals: Why nodes stay as they are.
@@ -184,7 +184,6 @@ def told(
     if detailed:
         job.progress("profiling", 0, 0)
         closeup = look(job.judge, job.original, ending.looked_at, improved, job.feeds, job.target)
-    steps = steps_to(job.original, base)
     if ending.accepted is not None and (
         repaired := len(ending.accepted.rewrites) - len(ending.accepted.plan.rewritten)
     ):
@@ -228,20 +227,22 @@ def _is(round_: Round, trial: Trial | None) -> bool:
     )
 
 
-def steps_to(original: Model, base: Model) -> tuple[str, ...]:
-    """What was done to a model before any rewrite, as far as it makes a difference to its time."""
+def steps_to(original: Model, base: Model, expansions: Iterable[Expansion]) -> tuple[str, ...]:
+    """What is done to a model beside any rewrite, as far as it makes a difference to its time."""
     freed = len(original.pinned) - len(base.pinned)
     before, after = (Counter(node.op_type for node in graph.flow(model)) for model in (original, base))
     leaky = after["LeakyRelu"] - before["LeakyRelu"]
-    maxima = before["PRelu"] - after["PRelu"] - leaky
-    folded = graph.computing(original) - graph.computing(base) + maxima
+    folded = graph.computing(original) - graph.computing(base)
+    kinds = Counter(each.kind for each in expansions)
     dead = graph.removed_channels(original, base)
+    moved = graph.moved_resizes(original, base)
     return (
         *((f"{freed} weights are no longer graph inputs",) if freed else ()),
         *((f"{plural(folded, 'node')} folded into those beside",) if folded else ()),
         *((f"{plural(dead, 'dead channel')} removed from convolutions",) if dead else ()),
         *((f"{plural(leaky, 'PRelu')} as LeakyRelu",) if leaky else ()),
-        *((f"{plural(maxima, 'PRelu')} as Mul and Max",) if maxima else ()),
+        *((f"{plural(moved, 'Resize')} in the layout of convolutions",) if moved else ()),
+        *(f"{count} x {kind} in faster operators" for kind, count in sorted(kinds.items())),
     )
 
 

@@ -1,7 +1,7 @@
 """Options, files and samples -> what a run needs, or one line that says what is wrong with them."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
@@ -154,7 +154,7 @@ class Base:
 def exact_steps(
     model: Model, exclude: Sequence[str], block: int, planned: Mapping[str, Ints] | None = None
 ) -> Base:
-    """Writes activations in one operator, folds what scales channels, and removes dead channels.
+    """Writes activations in one operator, folds what scales channels, removes dead channels, and the like.
 
     None of these costs time: what is folded is not computed, and channels go in blocks, which are what
     kernels compute. So the steps are not weighed one by one; the model that they give competes with the
@@ -175,7 +175,7 @@ def exact_steps(
     def free(sites: Sequence[Site]) -> list[Site]:
         return [site for site in sites if planned is None or site.name in planned]
 
-    plain = graph.as_fusible(graph.without_identities(model))
+    plain = graph.in_blocks(graph.as_fusible(graph.without_identities(model)))
     sites, refusals = choose_sites(plain, exclude)
     folded = graph.as_norms(graph.fold_around(plain, free(sites)))
     if folded is not plain:
@@ -186,15 +186,6 @@ def exact_steps(
     if smaller is not folded:
         sites, refusals = choose_sites(smaller, exclude)
     return Base(smaller, sites, refusals, whole)
-
-
-def with_maxima(base: Base, exclude: Sequence[str], outputs: Collection[str]) -> Base:
-    """The same with some of its PRelus, by what they give, as a Mul and a Max where that is the same."""
-    model = graph.as_maxima(base.model, outputs)
-    if model is base.model:
-        return base
-    sites, refusals = choose_sites(model, exclude)
-    return replace(base, model=model, sites=sites, refusals=refusals)
 
 
 def _some(names: set[str]) -> str:

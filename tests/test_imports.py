@@ -25,7 +25,7 @@ TIERS = (
     {"_measures", "adjoint", "balance", "budget", "calibration", "drift", "latency", "meter", "noise"},
     {"limits", "plan"},
     {
-        "activations",
+        "expansions",
         "fitting",
         "judge",
         "macs",

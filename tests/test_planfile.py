@@ -136,7 +136,7 @@ def test_tiles_of_earlier_versions_are_for_one_thread(plan, tmp_path):
 
 def test_round_trip_of_other_settings(plan, tmp_path):
     other = replace(
-        plan, exact=True, threads=3, shapes={}, samples=0, gradients=0, sites=(), maxima=("a", "b")
+        plan, exact=True, threads=3, shapes={}, samples=0, gradients=0, sites=(), expanded=("a", "b")
     )
     (tmp_path / "plan.json").write_text(planfile.to_json(other))
     assert planfile.read(tmp_path / "plan.json") == other

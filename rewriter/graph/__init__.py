@@ -14,7 +14,9 @@
     around      what a convolution takes in            channels   who reads and who makes each channel
     affine      scaled channels as one norm            mixing     layers that mix channels
     fusible     activations in one operator            dead       channels that make no difference
-    slopes      PRelu as a Mul and a Max               identities  none where they only rename
+    facts       who makes and takes a tensor           identities  none where they only rename
+    operators   each written in others                 expansions  those of a model
+    resizes     in the layout of convolutions
 
 What is not rewritten comes out as it came, byte for byte.
 """
@@ -26,6 +28,7 @@ from rewriter.graph.batchnorm import Norm, find_norms
 from rewriter.graph.dead import dead_channels, remove_dead, removed_channels
 from rewriter.graph.describe import describe
 from rewriter.graph.emit import whole_of
+from rewriter.graph.expansions import Expansion, expanded, expansion_probes, find_expansions
 from rewriter.graph.external import SIZE_THRESHOLD, loadable, serialize, weight_bytes
 from rewriter.graph.files import Source, Storage, load, save
 from rewriter.graph.fingerprint import fingerprint
@@ -38,9 +41,9 @@ from rewriter.graph.inventory import Inventory, Layer, Window, inventory
 from rewriter.graph.model import Model
 from rewriter.graph.nodes import Node, computing, flow, named
 from rewriter.graph.probes import block_probe, probe, read_block, rewrite_model
+from rewriter.graph.resizes import in_blocks, moved_resizes
 from rewriter.graph.segments import Segment, segments
 from rewriter.graph.sites import Site, find_sites
-from rewriter.graph.slopes import Sloped, as_maxima, find_sloped, slope_probes
 from rewriter.graph.splice import splice
 from rewriter.graph.tape import Constants, Step, Tape, recorder, tape
 from rewriter.graph.tensors import read_tensor
@@ -50,6 +53,7 @@ from rewriter.graph.views import with_outputs, with_shapes
 __all__ = [
     "SIZE_THRESHOLD",
     "Constants",
+    "Expansion",
     "Follower",
     "Inventory",
     "Layer",
@@ -58,14 +62,12 @@ __all__ = [
     "Norm",
     "Segment",
     "Site",
-    "Sloped",
     "Source",
     "Step",
     "Storage",
     "Tape",
     "Window",
     "as_fusible",
-    "as_maxima",
     "as_norms",
     "block_probe",
     "check_output",
@@ -73,16 +75,20 @@ __all__ = [
     "computing",
     "dead_channels",
     "describe",
+    "expanded",
+    "expansion_probes",
+    "find_expansions",
     "find_norms",
     "find_sites",
-    "find_sloped",
     "fingerprint",
     "flow",
     "fold",
     "fold_around",
+    "in_blocks",
     "inventory",
     "load",
     "loadable",
+    "moved_resizes",
     "named",
     "probe",
     "read_block",
@@ -94,7 +100,6 @@ __all__ = [
     "save",
     "segments",
     "serialize",
-    "slope_probes",
     "splice",
     "tape",
     "unpin",

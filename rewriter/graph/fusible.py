@@ -10,23 +10,22 @@ of ONNX's operators before version 14.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import numpy as np
 import onnx
 
-from rewriter.graph.analysis import Analysis
-from rewriter.graph.attributes import ONNX_DOMAINS, attribute
+from rewriter.graph.attributes import attribute
 from rewriter.graph.emit import Emitted
+from rewriter.graph.facts import Facts
 from rewriter.graph.model import Model
 from rewriter.graph.opset import BROADCASTING
 from rewriter.graph.scaling import factor_and_shift
 from rewriter.graph.scope import Names
-from rewriter.graph.splice import Piece, replaced
-from rewriter.graph.types import Types, infer_types, shape
+from rewriter.graph.splice import Piece, apart, replaced
 
 # Bounds of Clip are inputs from here on; before, attributes.
 _CLIP_INPUTS: Final = 11
@@ -42,7 +41,7 @@ def as_fusible(model: Model) -> Model:
     if model.opset < BROADCASTING:
         return model
     for find in (_clips, _hard_sigmoids):
-        pieces = list(_apart(find(_Graph(model))))
+        pieces = list(apart(find(Facts(model))))
         if pieces:
             model = model.edited(replaced(model, pieces))
     return model
@@ -55,7 +54,7 @@ def in_gelus(model: Model) -> frozenset[int]:
     """
     if not any(node.op_type in ("Erf", "Tanh") for node in model.proto.graph.node):
         return frozenset()
-    graph = _Graph(model)
+    graph = Facts(model)
     found: set[int] = set()
     for index, node in graph.nodes:
         if node.op_type in ("Erf", "Tanh") and (risen := graph.taker(node.output[0])) is not None:
@@ -71,76 +70,7 @@ def in_gelus(model: Model) -> frozenset[int]:
     return frozenset(found)
 
 
-class _Graph:
-    """A model's nodes, and what is known of them."""
-
-    def __init__(self, model: Model) -> None:
-        self.nodes = [
-            (index, node)
-            for index, node in enumerate(model.proto.graph.node)
-            if node.domain in ONNX_DOMAINS and len(node.output) == 1 and node.output[0]
-        ]
-        self._known: dict[int, onnx.NodeProto] = dict(self.nodes)
-        self._index = {node.output[0]: index for index, node in self.nodes}
-        self._types: Callable[[], Types] = cache(lambda: infer_types(model))
-        self._analysis: Callable[[], Analysis] = cache(lambda: Analysis(model))
-        self.opset = model.opset
-
-    def node(self, index: int) -> onnx.NodeProto:
-        """The node of an index."""
-        return self._known[index]
-
-    def maker(self, name: str) -> tuple[int, onnx.NodeProto] | None:
-        """The node that makes a tensor, and its index."""
-        index = self._index.get(name)
-        return None if index is None else (index, self._known[index])
-
-    def taker(self, name: str) -> tuple[int, onnx.NodeProto] | None:
-        """The node that alone takes a tensor, and its index."""
-        index = self._analysis().only_consumer(name)
-        return None if index is None or index not in self._known else (index, self._known[index])
-
-    def constant(self, name: str) -> np.ndarray[Any, Any] | None:
-        """A constant in float32."""
-        value = self._analysis().constant(name) if name else None
-        return value if value is not None and value.dtype == np.float32 else None
-
-    def number(self, name: str, beside: str) -> float | None:
-        """A constant that is one number and does not add an axis to the tensor that it is combined with."""
-        value = self.constant(name)
-        if value is None or value.size != 1:
-            return None
-        if value.ndim > 0:
-            sizes = shape(self._types(), beside)
-            if sizes is None or len(sizes) < value.ndim:
-                return None
-        return float(value.reshape(()))
-
-    def scales(self, made: tuple[int, onnx.NodeProto]) -> bool:
-        """Whether a node multiplies or divides a tensor by a number."""
-        return made[1].op_type in ("Mul", "Div") and self.operand(made[1]) is not None
-
-    def operand(self, node: onnx.NodeProto) -> tuple[str, int, float] | None:
-        """What an operator takes beside one number: the tensor, its slot, and that number."""
-        if len(node.input) != 2:
-            return None
-        for slot, name in enumerate(node.input):
-            number = self.number(node.input[1 - slot], name)
-            if number is not None and self.constant(name) is None:
-                return name, slot, number
-        return None
-
-
-def _apart(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The pieces without those that share nodes with one before."""
-    taken: set[int] = set()
-    for piece in pieces:
-        if not taken.intersection(piece.nodes):
-            taken.update(piece.nodes)
-            yield piece
-
-
-def _clips(graph: _Graph) -> Iterator[Piece]:
+def _clips(graph: Facts) -> Iterator[Piece]:
     """Clips in two nodes, and PRelus with one slope."""
     for index, node in graph.nodes:
         if node.op_type == "PRelu":
@@ -171,14 +101,14 @@ class _Bound:
     value: float
 
 
-def _bound(graph: _Graph, node: onnx.NodeProto) -> _Bound | None:
+def _bound(graph: Facts, node: onnx.NodeProto) -> _Bound | None:
     if node.op_type == "Relu":
         return _Bound(node.input[0], False, 0.0)
     found = graph.operand(node) if node.op_type in ("Min", "Max") else None
     return None if found is None else _Bound(found[0], node.op_type == "Min", found[2])
 
 
-def _hard_sigmoids(graph: _Graph) -> Iterator[Piece]:
+def _hard_sigmoids(graph: Facts) -> Iterator[Piece]:
     """Hard sigmoids in several nodes, and hard swishes: their products with what they are of."""
     for index, node in graph.nodes:
         if node.op_type != "Clip" or (high := _clipped_at(graph, node)) is None:
@@ -192,7 +122,7 @@ def _hard_sigmoids(graph: _Graph) -> Iterator[Piece]:
             yield Piece(last.name, indices, (source,), last.output[0], made)
 
 
-def _clipped_at(graph: _Graph, node: onnx.NodeProto) -> float | None:
+def _clipped_at(graph: Facts, node: onnx.NodeProto) -> float | None:
     """The upper bound of a Clip whose lower one is 0."""
     low: float | None
     high: float | None
@@ -203,7 +133,7 @@ def _clipped_at(graph: _Graph, node: onnx.NodeProto) -> float | None:
     return high if low == 0.0 and high is not None and 0.0 < high < np.inf else None
 
 
-def _line(graph: _Graph, name: str) -> tuple[str, float, float, tuple[int, ...]]:
+def _line(graph: Facts, name: str) -> tuple[str, float, float, tuple[int, ...]]:
     """A tensor as a line a·x + b of another, and the nodes that compute it and that nothing else needs."""
     slope, offset = 1.0, 0.0
     nodes: tuple[int, ...] = ()
@@ -230,7 +160,7 @@ def _change(node: onnx.NodeProto, slot: int, number: float) -> tuple[float, floa
 
 
 def _whole(
-    graph: _Graph, clip: onnx.NodeProto, source: str, high: float
+    graph: Facts, clip: onnx.NodeProto, source: str, high: float
 ) -> tuple[tuple[int, ...], bool] | None:
     """The nodes behind a clipped line that make it a hard sigmoid, and whether they make it a hard swish."""
     nodes: tuple[int, ...] = ()

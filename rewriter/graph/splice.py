@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -101,6 +101,15 @@ def replaced(model: Model, pieces: Sequence[Piece]) -> onnx.ModelProto:
         elif node is not None:
             graph.node.append(node)
     return proto
+
+
+def apart(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces without those that share nodes with one before."""
+    taken: set[int] = set()
+    for piece in pieces:
+        if not taken.intersection(piece.nodes):
+            taken.update(piece.nodes)
+            yield piece
 
 
 def piece_of(model: Model, site: Site, rewrite: Rewrite, in_size: Ints | None = None) -> Piece:

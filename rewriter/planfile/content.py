@@ -85,7 +85,7 @@ class SavedPlan:
         samples: How many samples the forms were fitted to; 0 where nothing was fitted.
         gradients: How many gradients told how much the outputs care about each direction; 0 likewise.
         sites: All that might have been rewritten, in the order of the graph.
-        maxima: The PRelus that are written as a Mul and a Max, by the tensors that they give.
+        expanded: The operators that are written in others, by the tensors that they give.
     """
 
     tool: str
@@ -102,7 +102,7 @@ class SavedPlan:
     samples: int
     gradients: int
     sites: tuple[SavedSite, ...]
-    maxima: tuple[str, ...] = ()
+    expanded: tuple[str, ...] = ()
 
 
 def record(
@@ -119,7 +119,7 @@ def record(
     block: int,
     samples: int,
     gradients: int,
-    maxima: Sequence[str] = (),
+    expanded: Sequence[str] = (),
 ) -> SavedPlan:
     """What is kept of a plan for some sites; the other arguments are those of `SavedPlan`."""
     return SavedPlan(
@@ -136,7 +136,7 @@ def record(
         block=block,
         samples=samples,
         gradients=gradients,
-        maxima=tuple(maxima),
+        expanded=tuple(expanded),
         sites=tuple(_site(site, taken) for site, taken in zip(sites, plan.chosen, strict=True)),
     )
 

@@ -40,7 +40,7 @@ def to_json(plan: SavedPlan) -> str:
         "block": plan.block,
         "samples": plan.samples,
         "gradients": plan.gradients,
-        **({"maxima": list(plan.maxima)} if plan.maxima else {}),
+        **({"expanded": list(plan.expanded)} if plan.expanded else {}),
     }
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
     sites = ",\n    ".join(json.dumps(_from_site(site)) for site in plan.sites)
@@ -96,7 +96,7 @@ def _plan(given: Fields) -> SavedPlan:
         block=given.count("block", 1),
         samples=given.count("samples", 0 if exact else 1),
         gradients=given.count("gradients", 0 if exact else 1),
-        maxima=given.texts("maxima") if "maxima" in given else (),
+        expanded=given.texts("expanded") if "expanded" in given else (),
         sites=tuple(map(_site, given.objects("sites"))),
     )
 
