@@ -85,7 +85,7 @@ def test_metadata_that_are_not_ours_do_no_harm(rng: np.random.Generator) -> None
     for value in ("no JSON", "[1]", '{"a": 1}'):
         del found.metadata_props[:]
         found.metadata_props.add(key="rewriter.sites", value=value)
-        kept = outcome.put_together(graph.load(found), search.Trial(Plan((), 0, 0, 0), (), 0))
+        kept = outcome.put_together(graph.load(found), (), search.Trial(Plan((), 0, 0, 0), (), 0))
         assert told(kept.proto) == {}
 
 
@@ -94,5 +94,5 @@ def test_what_was_only_refitted_is_told(rng: np.random.Generator) -> None:
     sites, _ = graph.find_sites(base)
     rewrites = [(site, Rewrite(((site.conv.with_(weight=2 * site.conv.weight),),))) for site in sites[:2]]
     form = Candidate(sites[0].name, "channel_svd", (8,), rewrites[0][1], Cost(), 0.0)
-    made = outcome.put_together(base, search.Trial(Plan((form,), 0.0, 0.0, 0.0), rewrites, 0.0))
+    made = outcome.put_together(base, (), search.Trial(Plan((form,), 0.0, 0.0, 0.0), rewrites, 0.0))
     assert told(made.proto) == {"stem": "channel_svd 8", "one": "refitted"}

@@ -122,6 +122,18 @@ def test_softmax_of_the_last_axis(version: int, axis: int, rng: np.random.Genera
     same(found, x, softmax(x, axis))
 
 
+@pytest.mark.parametrize("version", [11, 13, 18])
+def test_log_softmax(version: int, rng: np.random.Generator) -> None:
+    axis = 3 if version < 13 else 1
+    found = model(f"{opset(version)}{HEAD} y = LogSoftmax<axis={axis}>(x) }}")
+    assert kinds(found) == ["LogSoftmax"]
+    x = random(rng, 3, 4, 5, 6) * 30
+    with np.errstate(divide="ignore"):
+        expected = x - x.max(axis, keepdims=True)
+        expected = expected - np.log(np.exp(np.float64(expected)).sum(axis, keepdims=True))
+    same(found, x, expected)
+
+
 @pytest.mark.parametrize("version", [13, 18])
 @pytest.mark.parametrize("axis", [0, 1, 2, -3])
 def test_softmax_of_any_axis(version: int, axis: int, rng: np.random.Generator) -> None:

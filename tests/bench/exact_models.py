@@ -2,8 +2,9 @@
 
     ZOO=FOLDER python tests/bench/exact_models.py [--threads 1] [--threads default] [--out DIR] [MODEL ...]
 
-VGG-19's convolutions, ResNet-18 and ResNet-50 are structure only: random weights, scaled so that activations
-stay of order one. The trained models and their inputs come from the folder that tests/bench/zoo.py uses.
+VGG-19's convolutions, ResNet-18, ResNet-50 and GoogLeNet are structure only: random weights, scaled so that
+activations stay of order one. The trained models and their inputs come from the folder of
+tests/bench/zoo.py.
 
 All speed-ups are against the model as it came, by the same function on the same input. onnxsim and onnxslim
 are optional (`pip install onnxsim onnxslim`): a dash where one is not installed. Load time is the median over
@@ -168,9 +169,53 @@ def resnet(name, blocks, bottleneck):
     return network.model(name, x, (1000,))
 
 
+# The widths of GoogLeNet's blocks (arXiv 1409.4842, table 1): 1 x 1, before and of 3 x 3, before and of
+# 5 x 5, and behind the pool; None is a pool.
+INCEPTIONS = (
+    (64, 96, 128, 16, 32, 32),
+    (128, 128, 192, 32, 96, 64),
+    None,
+    (192, 96, 208, 16, 48, 64),
+    (160, 112, 224, 24, 64, 64),
+    (128, 128, 256, 24, 64, 64),
+    (112, 144, 288, 32, 64, 64),
+    (256, 160, 320, 32, 128, 128),
+    None,
+    (256, 160, 320, 32, 128, 128),
+    (384, 192, 384, 48, 128, 128),
+)
+
+
+def googlenet():
+    """GoogLeNet with its two LRNs, without the classifiers that training had beside."""
+    network = Network()
+    smaller = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]}
+    x = network.conv_relu("image", 64, 7, stride=2, gain=1 / POOLED[3])
+    x = network.node("LRN", network.node("MaxPool", x, **smaller), size=5)
+    x = network.conv_relu(network.conv_relu(x, 64, 1), 192, 3, gain=1 / POOLED[3])
+    x = network.node("MaxPool", network.node("LRN", x, size=5), **smaller)
+    for widths in INCEPTIONS:
+        if widths is None:
+            x = network.node("MaxPool", x, **smaller)
+            continue
+        one, before_three, three, before_five, five, pooled = widths
+        pool = network.node("MaxPool", x, kernel_shape=[3, 3], strides=[1, 1], pads=[1] * 4)
+        branches = (
+            network.conv_relu(x, one, 1),
+            network.conv_relu(network.conv_relu(x, before_three, 1), three, 3),
+            network.conv_relu(network.conv_relu(x, before_five, 1), five, 5),
+            network.conv_relu(pool, pooled, 1, gain=1 / POOLED[3]),
+        )
+        x = network.node("Concat", *branches, channels=one + three + five + pooled, axis=1)
+    x = network.node("Flatten", network.node("GlobalAveragePool", x))
+    x = network.node("Gemm", x, network.draw(1024, 1000, scale=1024**-0.5), network.draw(1000, scale=0.1))
+    return network.model("googlenet", network.node("Softmax", x), (1000,))
+
+
 STRUCTURES = {
     "vgg19_convolutions": vgg19,
     "resnet18": functools.partial(resnet, "resnet18", (2, 2, 2, 2), bottleneck=False),
+    "googlenet": googlenet,
     "resnet50": functools.partial(resnet, "resnet50", (3, 4, 6, 3), bottleneck=True),
 }
 MODELS = (*STRUCTURES, *TRAINED)
