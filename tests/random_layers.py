@@ -204,6 +204,51 @@ def clipped(net: Net) -> None:
             last = step("Div", last, number(6.0))
 
 
+def slow(net: Net) -> None:
+    """An operator that may be written in others, or a Resize in one of the coordinates there are."""
+    given, draw = net.any(), net.draw
+    n, c, *size = given.shape
+    kinds = ["Elu", "Softplus", "Softmax", "LogSoftmax", "PRelu", "Mish"]
+    if len(size) == 2:
+        kinds += ["LRN"] + ["DepthToSpace"] * (c % 4 == 0) + ["Resize"] * (net.opset >= 11)
+    kind = draw(st.sampled_from(kinds))
+    # ONNX Runtime has not all of them in float16, and ONNX's reference not LRN as it is defined
+    if net.dtype != np.float32 or (kind in ("DepthToSpace", "Resize") and 4 * prod(size) > MOST_PLACES):
+        return
+    attributes, inputs, shape = {}, [given.name], given.shape
+    if kind == "Mish":
+        net.node("Softplus", inputs, shape)
+        net.node("Tanh", [net.tensors[-1].name], shape)
+        net.node("Mul", draw(st.permutations([given.name, net.tensors[-1].name])), shape)
+        return
+    if "Softmax" in kind:
+        attributes = {"axis": draw(st.integers(1, len(shape) - 1))}
+    elif kind == "PRelu":
+        inputs.append(net.hold(net.rng.uniform(-1.5, 1.2, (c, *(1 for _ in size))).astype(net.dtype)))
+    elif kind == "LRN":
+        attributes = {
+            "size": draw(st.integers(1, 5)),
+            "alpha": 0.1,
+            "beta": draw(st.sampled_from([0.5, 0.75, 0.4])),
+        }
+    elif kind == "DepthToSpace":
+        modes = ["DCR", "CRD"] if net.opset >= 11 else []
+        attributes = {"blocksize": 2, **({"mode": draw(st.sampled_from(modes))} if modes else {})}
+        shape = (n, c // 4, *(2 * each for each in size))
+    elif kind == "Resize":
+        factors = [draw(st.sampled_from([1, 2])) for _ in size]
+        attributes = {
+            "mode": draw(st.sampled_from(["nearest", "linear"])),
+            "coordinate_transformation_mode": draw(
+                st.sampled_from(["half_pixel", "pytorch_half_pixel", "asymmetric"])
+            ),
+            "nearest_mode": draw(st.sampled_from(["floor", "round_prefer_floor", "round_prefer_ceil"])),
+        }
+        inputs += [net.hold(np.float32([])), net.hold(np.float32([1, 1, *factors]))]
+        shape = (n, c, *(each * factor for each, factor in zip(size, factors, strict=True)))
+    net.node(kind, inputs, shape, **attributes)
+
+
 def norm(net: Net) -> None:
     given = net.any()
     others = [net.constant(given.shape[1]) for _ in range(4)]
@@ -310,6 +355,7 @@ LAYERS = (
     pointwise,
     scaled,
     clipped,
+    slow,
     norm,
     padded,
     shortcut,

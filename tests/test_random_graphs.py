@@ -59,11 +59,14 @@ def test_random_graphs(net: Drawn, data: st.DataObject) -> None:
     _same_but_for(model.proto, spliced.proto, {index for site, _ in chosen for index in site.nodes})
     bound = BOUNDS[net.dtype.name]
     _close(before, _outputs(spliced, net), bound)
-    plain = graph.as_fusible(model)
+    fused = graph.as_fusible(model)
+    plain = graph.in_blocks(fused)
     folded = graph.fold_around(plain, graph.find_sites(plain)[0])
     normed = graph.as_norms(folded)
     for step, (first, second) in {
-        "fused": (model, plain),
+        "expanded": (model, graph.expanded(model, [each.output for each in graph.find_expansions(model)])),
+        "fused": (model, fused),
+        "resized": (fused, plain),
         "folded": (plain, folded),
         "normed": (folded, normed),
     }.items():
