@@ -8,6 +8,7 @@ from passes.exact_channels import ExactChannels
 from passes.exact_spatial import ExactSpatial
 from passes.grouped_pointwise import GroupedPointwise
 from passes.input_svd import InputSVD
+from passes.join_groups import JoinGroups
 from passes.pointwise_depthwise import PointwiseDepthwise
 from passes.spatial_svd import SpatialSVD
 from passes.split_groups import SplitGroups
@@ -30,5 +31,6 @@ PASSES: tuple[Pass, ...] = (
     ExactChannels(),
     ExactSpatial(),
     SubPixelConv(),
+    JoinGroups(),
     WinogradTiles(),
 )

@@ -14,7 +14,7 @@ The house, from the ground up; nothing imports what stands below it here:
     linalg, factor        factorisations, arrays to arrays
     metric                what a convolution's input looks like, and the error of a rewrite under it
     toomcook, winograd    the transforms of tiles; where they apply and what they cost
-    transposed            transposed convolutions, as one node and by their phases
+    transposed, joined    transposed convolutions, as one node and by their phases; groups as fewer wider ones
     layers                what a layer is and costs, whatever its operator
     lowering              how one convolution becomes nodes
     samples               single samples, in batches and in disjoint parts

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rewriter.joined import Joined
 from rewriter.transposed import SubPixel, Transposed
 from rewriter.winograd import Winograd
 
@@ -32,7 +33,7 @@ class Direct:
     """As one node: a ConvTranspose where its input is dilated, else a Conv."""
 
 
-Lowering = Direct | Transposed | SubPixel | Winograd
+Lowering = Direct | Transposed | SubPixel | Joined | Winograd
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +156,7 @@ class Conv:
         M/group times taps.
         """
         params = int(self.weight.size + (0 if self.bias is None else self.bias.size))
-        if isinstance(self.lowering, Winograd | SubPixel):
+        if isinstance(self.lowering, Winograd | SubPixel | Joined):
             macs, activations = self.lowering.macs_and_activations(self, in_size)
             return Cost(macs, params, activations)
         places = prod(self.out_size(in_size))
@@ -165,7 +166,7 @@ class Conv:
     @property
     def held(self) -> int:
         """Weights and biases that a session holds: of what is transformed, what comes of it."""
-        if isinstance(self.lowering, SubPixel):
+        if isinstance(self.lowering, SubPixel | Joined):
             return self.lowering.held(self)
         if not isinstance(self.lowering, Winograd):
             return int(self.weight.size + (0 if self.bias is None else self.bias.size))

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rewriter.conv import Conv, Ints
+from rewriter.joined import Joined
 from rewriter.toomcook import UNIT, transforms, window
 from rewriter.transposed import SubPixel, Transposed, turned
 from rewriter.winograd import Winograd
@@ -81,6 +82,9 @@ def lower(conv: Conv, in_size: Ints | None = None) -> Lowered:
     if isinstance(conv.lowering, SubPixel):
         return _sub_pixel(conv, conv.lowering)
     inputs = _inputs_of(conv)
+    if isinstance(conv.lowering, Joined):
+        wider = Node("Conv", inputs, OUTPUT, {**attributes(conv), "group": conv.lowering.group})
+        return Lowered((wider,), conv.lowering.weight(conv), conv.bias, {})
     if conv.transposed:
         node = Node("ConvTranspose", inputs, OUTPUT, Transposed().attributes(conv))
         return Lowered((node,), turned(conv.weight, conv.group), conv.bias, {})

@@ -18,7 +18,7 @@ FILES = sorted(path for package in ("rewriter", "passes") for path in (ROOT / pa
 TIERS = (
     {"command", "errors", "growth", "knapsack", "linalg", "pictures", "progress", "serialized", "toomcook"},
     {"files", "version"},
-    {"cache", "conv", "factor", "grid", "layers", "rewrite", "transposed", "winograd"},
+    {"cache", "conv", "factor", "grid", "joined", "layers", "rewrite", "transposed", "winograd"},
     {"lowering", "metric", "samples"},
     {"graph", "runtime", "_worker"},
     {"parallel", "patches", "sources"},
@@ -52,6 +52,7 @@ PASSES_KNOW = {
     "rewriter.conv",
     "rewriter.factor",
     "rewriter.grid",
+    "rewriter.joined",
     "rewriter.linalg",
     "rewriter.metric",
     "rewriter.rewrite",

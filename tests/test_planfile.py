@@ -12,6 +12,7 @@ import passes
 from rewriter import graph, planfile
 from rewriter.conv import Direct
 from rewriter.errors import PlanError
+from rewriter.joined import Joined
 from rewriter.planfile import SavedForm, SavedPlan, SavedSite
 from rewriter.planfile.content import fingerprint
 from rewriter.transposed import SubPixel
@@ -123,6 +124,14 @@ def test_round_trip_of_a_transposed_site(plan, tmp_path):
     path.write_text(planfile.to_json(replace(plan, sites=(site,))))
     assert planfile.read(path).sites == (site,)
     assert json.loads(path.read_text())["sites"][0]["input_dilations"] == [2, 2]
+
+
+def test_round_trip_of_joined_groups(plan, tmp_path):
+    form = replace(FORM, pass_name="join_groups", rank=(4,), lowerings=((Joined(4),),))
+    site = replace(plan.sites[0], group=8, form=form)
+    path = tmp_path / "plan.json"
+    path.write_text(planfile.to_json(replace(plan, sites=(site,))))
+    assert planfile.read(path).sites == (site,)
 
 
 def test_tiles_of_earlier_versions_are_for_one_thread(plan, tmp_path):

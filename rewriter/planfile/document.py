@@ -12,6 +12,7 @@ from typing import Final, get_args
 
 from rewriter.conv import Ints, Lowering
 from rewriter.errors import PlanError
+from rewriter.joined import Joined
 from rewriter.planfile.content import SCHEMA_VERSION, SavedForm, SavedPlan, SavedSite
 from rewriter.planfile.fields import ANEW, Fields, shown
 from rewriter.rewrite import Lowerings
@@ -138,6 +139,8 @@ def _lowerings(given: Fields) -> Lowerings:
 
 def _lowering(given: Fields) -> Lowering:
     kind = given.one_of("as", _LOWERINGS)
+    if issubclass(kind, Joined):
+        return Joined(given.count("group", 1))
     if not issubclass(kind, Winograd):
         return kind()
     return Winograd(given.counts("m", 1), "threaded" in given and given.flag("threaded"))

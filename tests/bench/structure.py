@@ -12,11 +12,10 @@ import numpy as np
 import onnx
 
 import passes
-from rewriter import graph, latency
+from rewriter import graph, latency, prepare
 from rewriter.conv import Conv
 from rewriter.graph.followers import Follower
 from rewriter.graph.sites import Site
-from rewriter.grid import Grid
 from rewriter.metric import Metric, relative_error
 from rewriter.rewrite import Rewrite
 from rewriter.runtime import Target
@@ -58,6 +57,7 @@ def layers():
     gaussian = np.exp(-np.add.outer(np.arange(-3, 4) ** 2, np.arange(-3, 4) ** 2) / 2)
     yield "4 groups", "split_groups", block_diagonal(4), 1
     yield "depthwise", "split_groups", block_diagonal(CHANNELS), 1
+    yield "16 groups of 4 channels", "join_groups", drawn(CHANNELS, 4, 3, 3), 16
     yield "3 x 3 in a 5 x 5", "crop_kernel", centred(dense), 1
     yield "3 x 3 of dilation 2", "crop_kernel", every_other(dense), 1
     yield "centre alone", "crop_kernel", centred(dense[..., :1, :1]), 1
@@ -79,7 +79,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=3.0, help="for each layer")
     arguments = parser.parse_args()
     target = Target(threads=arguments.threads)
-    grid = Grid(8)
+    grid = prepare.grid_of(target)
     print("| kernel | pass | rank | MACs | before ms | after ms | speed-up | kernel's error |")
     print("|---|---|---|---|---|---|---|---|")
     for told, name, weight, group in layers():
