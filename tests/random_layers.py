@@ -227,7 +227,7 @@ def slow(net: Net) -> None:
         inputs.append(net.hold(net.rng.uniform(-1.5, 1.2, (c, *(1 for _ in size))).astype(net.dtype)))
     elif kind == "LRN":
         attributes = {
-            "size": draw(st.integers(1, 5)),
+            "size": draw(st.sampled_from([1, 3, 5])),  # ONNX Runtime takes odd ones only
             "alpha": 0.1,
             "beta": draw(st.sampled_from([0.5, 0.75, 0.4])),
         }

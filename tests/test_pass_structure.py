@@ -279,6 +279,7 @@ def test_zero_kernels_are_cropped_to_one_tap():
 
 def test_all_exact_passes_are_offered_with_exact():
     assert {step.name for step in passes.PASSES if step.exact} == {
+        "join_groups",
         "sub_pixel",
         "winograd",
         *(step.name for step in PASSES),
