@@ -45,6 +45,16 @@ def slowness(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return float(request.param)
 
 
+@pytest.mark.parametrize("text", ["a = Elu(x) y = Conv(a, v)", "a = Conv(x, v) y = Elu(a)"])
+def test_at_the_ends_of_a_model(text: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    monkeypatch.setattr(expansions.latency, "interleaved", lambda *given, **settings: [2.0, 1.0])
+    net = f"weights: v[4,4,1,1]\nagraph (float[N,4,6,6] x) => (float[N,4,6,6] y) {{ {text} }}"
+    faster = expansions.faster_expansions(
+        filled(net, rng), {"x": random(rng, 1, 4, 6, 6)}, Target(threads=1), lambda *told: None
+    )
+    assert [each.kind for each in faster] == ["Elu"]
+
+
 def op_types(proto: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in proto.graph.node]
 

@@ -97,6 +97,13 @@ def test_activations(
     same(found, x, expected(x))
 
 
+def test_a_mish_before_minima_broadcast(rng: np.random.Generator) -> None:
+    found = model(f"{opset(7)}{HEAD} a = Softplus(x) b = Tanh(a) y = Mul(x, b) }}")
+    assert kinds(found) == ["Softplus"]
+    x = random(rng, 3, 4, 5, 6) * 4
+    same(found, x, mish(x), 1e-5)
+
+
 def test_a_mish_of_one_node(rng: np.random.Generator) -> None:
     found = model(f"{opset(18)}{HEAD} y = Mish(x) }}")
     assert kinds(found) == ["Mish"]
@@ -215,6 +222,7 @@ def test_other_slopes_are_left_alone(slope: np.ndarray) -> None:
     [
         "agraph (float[N,4,5,6] x, float[1] s) => (float y) { y = PRelu(x, s) }",
         f"{opset(7)}{HEAD} y = Elu(x) }}",
+        f"{opset(7)}{HEAD} a = Softmax<axis=1>(x) b = Tanh(a) y = Mul(x, b) }}",
         "agraph (double[N,4,5,6] x) => (double y) { y = Elu(x) }",
         f"{HEAD} y = LRN<size=3, bias=0.0>(x) }}",
         "agraph (float[N,K,5,6] x) => (float y) { y = DepthToSpace<blocksize=2>(x) }",

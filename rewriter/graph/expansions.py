@@ -31,13 +31,17 @@ class Expansion:
         input: The tensor that it takes.
         output: The tensor that it gives; no other node has the same.
         alike: What others of its kind must share, beside the shape of the input, to take the same time.
-        piece: What comes in its place.
+        nodes: The nodes, in the graph's order.
+        constants: What they take beside the input.
+        piece: What comes in their place.
     """
 
     kind: str
     input: str
     output: str
     alike: Hashable
+    nodes: tuple[onnx.NodeProto, ...]
+    constants: tuple[onnx.TensorProto, ...]
     piece: Piece
 
 
@@ -57,25 +61,19 @@ def expanded(model: Model, outputs: Collection[str]) -> Model:
 
 def expansion_probes(model: Model, expansion: Expansion, shape: Ints) -> tuple[bytes, bytes]:
     """Two models to time: an operator of the model, on an input of a shape, and the same in others."""
-    facts = Facts(model)
-    plain = [facts.node(index) for index in expansion.piece.nodes]
+    plain = expansion.nodes
     written = expansion.piece.emit(Names(name for node in plain for name in (*node.input, *node.output)))
-    weights = [
-        numpy_helper.from_array(value, name)
-        for name in sorted({name for node in plain for name in node.input})
-        if (value := facts.constant(name)) is not None
-    ]
     x = onnx.helper.make_tensor_value_info(expansion.input, onnx.TensorProto.FLOAT, shape)
     y = onnx.helper.make_tensor_value_info(expansion.output, onnx.TensorProto.FLOAT, None)
 
     def probe(emitted: Emitted) -> bytes:
-        tensors = [*weights, *emitted.initializers]
+        tensors = [*expansion.constants, *emitted.initializers]
         graph = onnx.helper.make_graph(emitted.nodes, "probe", [x], [y], tensors)
         opsets = [onnx.helper.make_opsetid("", model.opset)]
         made = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=max(model.proto.ir_version, 4))
         return bytes(made.SerializeToString())
 
-    return probe(Emitted(tuple(plain), ())), probe(written)
+    return probe(Emitted(plain, ())), probe(written)
 
 
 def _expansions(facts: Facts) -> Iterator[Expansion]:
@@ -84,7 +82,7 @@ def _expansions(facts: Facts) -> Iterator[Expansion]:
         if node.op_type == "Softplus" and (behind := _mish_behind(facts, node)) is not None:
             yield from _expansion(facts, _MISH, (index, *behind))
     for index, node in facts.nodes:
-        if node.op_type in OPERATORS and facts.opset >= OPERATORS[node.op_type].since:
+        if node.op_type in OPERATORS:
             yield from _expansion(facts, node.op_type, (index,))
 
 
@@ -104,15 +102,20 @@ def _mish_behind(facts: Facts, node: onnx.NodeProto) -> tuple[int, int] | None:
 def _expansion(facts: Facts, kind: str, indices: Ints) -> Iterator[Expansion]:
     operator, (first, last) = OPERATORS[kind], (facts.node(indices[0]), facts.node(indices[-1]))
     x, y = first.input[0], last.output[0]
-    if not facts.floats(x) or facts.constant(x) is not None or not operator.applies(first, facts):
+    if facts.opset < operator.since or not facts.floats(x) or facts.constant(x) is not None:
+        return
+    if not operator.applies(first, facts):
         return
     # the integer kernels of some take in what quantises before and behind them
     if (maker := facts.maker(x)) is not None and maker[1].op_type == "DequantizeLinear":
         return
     settings = tuple(entry.SerializeToString(deterministic=True) for entry in first.attribute)
-    shapes = tuple(facts.sizes(name) for name in first.input[1:])
+    held = {name: value for name in first.input[1:] if (value := facts.constant(name)) is not None}
+    alike = (kind, settings, tuple(value.shape for value in held.values()))
     piece = Piece(last.name, indices, tuple(first.input), y, partial(_emit, facts, kind, indices))
-    yield Expansion(kind, x, y, (kind, settings, shapes), piece)
+    nodes = tuple(facts.node(index) for index in indices)
+    constants = tuple(numpy_helper.from_array(value, name) for name, value in held.items())
+    yield Expansion(kind, x, y, alike, nodes, constants, piece)
 
 
 def _emit(facts: Facts, kind: str, indices: Ints, given: Names) -> Emitted:
