@@ -424,7 +424,7 @@ def table(rows):
             f"{timed['before_ms']:.3g} ms" if timed else "-",
             rewritten(row),
             "-" if row["rel_l2"] is None else f"{row['rel_l2']:.1e}",
-            f"{len(row['rewritten'])} of {row['sites']}{', weights unpinned' if row['steps'] else ''}",
+            "; ".join([f"{len(row['rewritten'])} of {row['sites']}", *row["steps"]]),
             *(simplified(row[tool]) for tool in SIMPLIFIERS),
             arrow(row["size_bytes"], 1e6, 2),
             arrow({label: found["load_ms"] for label, found in row["probe"].items()}),
