@@ -29,7 +29,7 @@ class Pass(Protocol):
     Attributes:
         name: The structure that a convolution becomes.
         exact: Whether every rewrite computes the same, up to rounding: it needs no samples and no budget.
-        lowers: Whether its rewrites are written as other operators than Conv and Add.
+        lowers: Whether its rewrites are the convolution itself, with another lowering.
     """
 
     name: ClassVar[str]

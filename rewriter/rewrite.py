@@ -66,7 +66,7 @@ class Rewrite:
 
     @property
     def direct(self) -> bool:
-        """Whether every stage is one node."""
+        """Whether every stage is the one node that it would be, with its weights as they are."""
         return all(
             isinstance(stage.lowering, Direct | Transposed) for branch in self.branches for stage in branch
         )
@@ -92,7 +92,7 @@ class Rewrite:
 
     @property
     def lowerings(self) -> Lowerings:
-        """How the stages of each branch are written; empty where every stage is one node."""
+        """How the stages of each branch are written; empty where all are direct."""
         if self.direct:
             return ()
         return tuple(tuple(stage.lowering for stage in branch) for branch in self.branches)

@@ -25,7 +25,7 @@ class SavedForm:
     Attributes:
         pass_name: The pass.
         rank: Its rank.
-        lowerings: How the stages of each branch are written; empty where every one is one node.
+        lowerings: How the stages of each branch are written; empty where all are direct.
         predicted_error: Relative L2 error of the site's output on the samples that it was fitted to.
         predicted_drift: Relative L2 drift of the model's outputs from this site alone.
         latency_ms: Measured alone, with what fuses behind it, where the plan was made.
