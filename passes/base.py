@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Protocol
 
-from rewriter.conv import Conv, Direct, Ints
+import numpy as np
+
+from rewriter.conv import Conv, Direct, Ints, Lowering
 from rewriter.grid import Grid
 from rewriter.metric import Metric, free_bias
 from rewriter.rewrite import Branch, Rewrite
@@ -66,6 +68,12 @@ def finished(conv: Conv, branches: Iterable[Branch], metric: Metric) -> Rewrite:
     ]
     rewrite = Rewrite(tuple(cast))
     return rewrite.with_bias(free_bias(conv, rewrite.dense(conv), metric.input).astype(dtype))
+
+
+def lowered(conv: Conv, lowering: Lowering) -> Rewrite:
+    """The convolution itself with another lowering, and a bias, which every rewrite has."""
+    bias = np.zeros(conv.out_channels, conv.weight.dtype) if conv.bias is None else conv.bias
+    return Rewrite(((conv.with_(bias=bias, lowering=lowering),),))
 
 
 def no_cheaper(conv: Conv) -> str:

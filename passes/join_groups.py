@@ -12,9 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from passes.base import Rank
+from passes.base import Rank, lowered
 from rewriter.conv import Conv
 from rewriter.grid import Grid
 from rewriter.joined import Joined
@@ -53,9 +51,8 @@ class JoinGroups:
 
     def rewrites(self, conv: Conv, ranks: Sequence[Rank], metric: Metric) -> Iterator[Rewrite]:
         """The convolution itself, in fewer groups."""
-        bias = np.zeros(conv.out_channels, conv.weight.dtype) if conv.bias is None else conv.bias
         for (group,) in ranks:
-            yield Rewrite(((conv.with_(bias=bias, lowering=Joined(group)),),))
+            yield lowered(conv, Joined(group))
 
 
 def _joined(conv: Conv, block: int) -> list[Rank]:

@@ -13,9 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from passes.base import Rank
+from passes.base import Rank, lowered
 from rewriter.conv import Conv, Direct
 from rewriter.grid import Grid
 from rewriter.metric import Metric
@@ -43,7 +41,6 @@ class SubPixelConv:
 
     def rewrites(self, conv: Conv, ranks: Sequence[Rank], metric: Metric) -> Iterator[Rewrite]:
         """The convolution itself, by its phases."""
-        bias = np.zeros(conv.out_channels, conv.weight.dtype) if conv.bias is None else conv.bias
         lowering = SubPixel() if max(conv.input_dilations) > 1 else Direct()
         for _ in ranks:
-            yield Rewrite(((conv.with_(bias=bias, lowering=lowering),),))
+            yield lowered(conv, lowering)

@@ -12,9 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from passes.base import Rank
+from passes.base import Rank, lowered
 from rewriter.conv import Conv
 from rewriter.grid import Grid
 from rewriter.metric import Metric
@@ -53,9 +51,8 @@ class WinogradTiles:
 
     def rewrites(self, conv: Conv, ranks: Sequence[Rank], metric: Metric) -> Iterator[Rewrite]:
         """The convolution itself, in tiles."""
-        bias = np.zeros(conv.out_channels, conv.weight.dtype) if conv.bias is None else conv.bias
         for rank in ranks:
-            yield Rewrite(((conv.with_(bias=bias, lowering=Winograd(rank)),),))
+            yield lowered(conv, Winograd(rank))
 
 
 def _tiles(conv: Conv) -> list[Rank]:

@@ -156,7 +156,7 @@ class Conv:
         M/group times taps.
         """
         params = int(self.weight.size + (0 if self.bias is None else self.bias.size))
-        if isinstance(self.lowering, Winograd | SubPixel | Joined):
+        if not isinstance(self.lowering, Direct | Transposed):
             macs, activations = self.lowering.macs_and_activations(self, in_size)
             return Cost(macs, params, activations)
         places = prod(self.out_size(in_size))
@@ -166,13 +166,9 @@ class Conv:
     @property
     def held(self) -> int:
         """Weights and biases that a session holds: of what is transformed, what comes of it."""
-        if isinstance(self.lowering, SubPixel | Joined):
+        if not isinstance(self.lowering, Direct | Transposed):
             return self.lowering.held(self)
-        if not isinstance(self.lowering, Winograd):
-            return int(self.weight.size + (0 if self.bias is None else self.bias.size))
-        inputs = int(self.weight.shape[1]) * prod(self.lowering.own_taps(self.kernel_shape))
-        outputs = prod(self.lowering.products(self.kernel_shape)) * self.out_channels
-        return outputs * (inputs + (0 if self.bias is None else 1))
+        return int(self.weight.size + (0 if self.bias is None else self.bias.size))
 
     @property
     def rounding(self) -> float:

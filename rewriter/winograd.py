@@ -73,6 +73,12 @@ class Winograd:
         axes = self.axes
         return toomcook.rounding(tuple(self.m[a] for a in axes), tuple(kernel_shape[a] for a in axes))
 
+    def held(self, conv: Conv) -> int:
+        """Weights and biases, transformed."""
+        inputs = int(conv.weight.shape[1]) * prod(self.own_taps(conv.kernel_shape))
+        outputs = prod(self.products(conv.kernel_shape)) * conv.out_channels
+        return outputs * (inputs + (0 if conv.bias is None else 1))
+
     def macs_and_activations(self, conv: Conv, in_size: Ints) -> tuple[int, int]:
         """Multiply-adds of one sample, transforms included, and the elements that their nodes write."""
         size, channels = list(in_size), conv.in_channels

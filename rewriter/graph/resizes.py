@@ -29,12 +29,17 @@ _OPSET: Final = 11
 _RANK: Final = 4
 _ATTRIBUTES: Final = ("coordinate_transformation_mode", "nearest_mode")
 
+
+def _half_pixel(i: int, factor: int) -> Fraction:
+    return Fraction(2 * i + 1, 2 * factor) - Fraction(1, 2)
+
+
 # The coordinate in the input of the output i at a factor s; outputs of one pixel are not asked.
 _COORDINATES: Final[Mapping[str, Callable[[int, int], Fraction]]] = MappingProxyType(
     {
         "asymmetric": lambda i, s: Fraction(i, s),
-        "half_pixel": lambda i, s: Fraction(2 * i + 1, 2 * s) - Fraction(1, 2),
-        "pytorch_half_pixel": lambda i, s: Fraction(2 * i + 1, 2 * s) - Fraction(1, 2),
+        "half_pixel": _half_pixel,
+        "pytorch_half_pixel": _half_pixel,
         "tf_half_pixel_for_nn": lambda i, s: Fraction(2 * i + 1, 2 * s),
     }
 )
