@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import ClassVar
 
 from passes.base import Rank, lowered
@@ -19,9 +20,9 @@ from rewriter.metric import Metric
 from rewriter.rewrite import Rewrite
 from rewriter.winograd import Winograd, in_tiles, narrow
 
-# Outputs of a tile along each axis; which is best depends on the map's size, the channels and the caches.
-# Each of these was best for some shape, others hardly ever; (m, 1) where the map is large or tiny.
-TILES = ((2, 2), (3, 3), (4, 4), (6, 6), (4, 1), (6, 1), (1, 4))
+# Outputs of a tile along each axis. Which is best depends on the map's size, which a tile should divide, the
+# channels and the caches: of these most are best for some shape, (m, 1) where the map is large or tiny.
+TILES = tuple(tile for tile in product(range(1, 7), repeat=2) if max(tile) > 1)
 
 
 @dataclass(frozen=True, slots=True)

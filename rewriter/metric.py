@@ -104,6 +104,9 @@ class Metric:
 
     def squared(self, delta: Array) -> float:
         """tr(A Δ C Δᵀ) = ‖Rᵀ Δ L‖² for Δ `[G, M/G, K]`, with A = R Rᵀ and C = L Lᵀ."""
+        # what is only written in another way has none, and may be offered in many ways
+        if not delta.any():
+            return 0.0
         total = 0.0
         roots = None if self.output is None else self._weights(*delta.shape[:2])[1]
         for g, L in enumerate(self.root):

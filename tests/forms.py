@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from graphs import halves, only
 
 import passes
-from passes.winograd import TILES
 from rewriter import graph
 from rewriter.conv import Conv
 from rewriter.grid import Grid
 from rewriter.metric import Metric
 from rewriter.rewrite import Rewrite
 from rewriter.winograd import Winograd
+
+TILES = ((2, 2), (3, 3), (4, 4), (6, 6), (4, 1), (6, 1), (1, 4))
+"""Small, large, and along one axis; all others are tested as a lowering."""
 
 
 def forms(site: graph.Site) -> Iterator[tuple[str, Rewrite]]:

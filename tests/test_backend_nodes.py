@@ -20,10 +20,10 @@ import onnx
 import onnx.backend.test.case.node as node_cases
 import onnx.backend.test.loader as loader
 import pytest
+from forms import TILES
 from graphs import only, run
 
 import passes
-from passes.winograd import TILES
 from rewriter import graph
 from rewriter.conv import Conv
 from rewriter.grid import Grid

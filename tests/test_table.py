@@ -4,6 +4,7 @@ import graphs
 import numpy as np
 import pytest
 
+from passes.winograd import TILES
 from rewriter import graph, latency, lowering, runtime, table, winograd
 from rewriter.cache import Cache
 from rewriter.conv import Conv, Cost, Direct
@@ -188,10 +189,10 @@ agraph (float[1,16,12,12] x) => (float[1,16,12,12] y) {
 """
 
 
-def tiled(site, m):
+def tiled(site, m, size=12):
     """The site in tiles, as the pass for them would offer it."""
     inside = skeleton(graphs.only(winograd.in_tiles(site.conv, winograd.Winograd(m))))
-    return Candidate(site.name, "winograd", m, inside, inside.cost((12, 12)), 1e-14)
+    return Candidate(site.name, "winograd", m, inside, inside.cost((size, size)), 1e-14)
 
 
 def cored(site, error=0.01):
@@ -234,6 +235,31 @@ def test_stages_are_tried_in_the_tiles_in_which_the_site_gains(rng, monkeypatch)
     # the same error and the rounding; the cost is that of what runs
     assert found[3].error == pytest.approx(found[2].error + found[3].skeleton.rounding ** 2)
     assert found[3].cost == found[3].skeleton.cost((12, 12))
+
+
+@pytest.mark.parametrize(
+    ("target", "size", "likely", "unlikely"),
+    [
+        # tiles of 5 cover a map of 14 with less waste than those of 4 or 6
+        (TARGET, 14, {(5, 5), (5, 2)}, {(4, 4), (6, 6), (1, 2)}),
+        # where there are few tiles large ones have more weights than they save products
+        (TARGET, 7, {(2, 4), (4, 2)}, {(5, 5), (6, 6), (6, 1)}),
+        (Target(threads=2), 56, {(4, 4), (6, 4)}, {(2, 2), (1, 2)}),
+    ],
+)
+def test_of_many_tiles_the_likeliest_are_timed(monkeypatch, target, size, likely, unlikely):
+    weight = np.ones((256, 256, 3, 3), np.float32)
+    conv = Conv(weight, weight[:, 0, 0, 0], pads=(1,) * 4)
+    site = graph.Site("wide", "Conv", conv, "x", "y", (0,))
+    before = Candidate("wide", None, (), skeleton(graphs.only(conv)), Cost(9), 0.0)
+    offered = [before, *(tiled(site, m, size) for m in TILES)]
+    monkeypatch.setattr(latency, "interleaved", lambda models, *_, **__: [2.0, *[1.0] * (len(models) - 1)])
+    shapes = {"wide": (1, 256, size, size)}
+    (found,) = table.measure([(site, offered)], shapes, target, 16, lambda *_: None)
+    timed = {each.rank for each in found[1:]}
+    assert len(timed) == 8
+    assert likely <= timed
+    assert not unlikely & timed
 
 
 @pytest.mark.parametrize(("phases_ms", "lowered"), [(0.5, True), (1.5, False)])

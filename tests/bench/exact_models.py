@@ -143,8 +143,12 @@ def vgg19():
     return network.model("vgg19_convolutions", x, (512, 7, 7))
 
 
-def resnet(name, blocks, bottleneck):
-    """ResNet with its BatchNormalization folded; a bottleneck has its stride on the 3 x 3."""
+def resnet(name, blocks, bottleneck, early=False):
+    """ResNet with its BatchNormalization folded.
+
+    A bottleneck has its stride on the 3 x 3, as in torchvision, or early, on the 1 x 1 before it, as in the
+    models of its authors and the first version of the ONNX Model Zoo's.
+    """
     network = Network()
     x = network.conv_relu("image", 64, 7, stride=2, gain=1 / POOLED[3])
     x = network.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
@@ -154,8 +158,8 @@ def resnet(name, blocks, bottleneck):
         for index in range(count):
             stride = 2 if stage and not index else 1
             if bottleneck:
-                branch = network.conv_relu(x, inner, 1)
-                branch = network.conv_relu(branch, inner, 3, stride)
+                branch = network.conv_relu(x, inner, 1, stride if early else 1)
+                branch = network.conv_relu(branch, inner, 3, 1 if early else stride)
                 branch = network.conv(branch, width, 1, gain=BRANCH)
             else:
                 branch = network.conv_relu(x, inner, 3, stride)
@@ -217,6 +221,7 @@ STRUCTURES = {
     "resnet18": functools.partial(resnet, "resnet18", (2, 2, 2, 2), bottleneck=False),
     "googlenet": googlenet,
     "resnet50": functools.partial(resnet, "resnet50", (3, 4, 6, 3), bottleneck=True),
+    "resnet50_early": functools.partial(resnet, "resnet50_early", (3, 4, 6, 3), bottleneck=True, early=True),
 }
 MODELS = (*STRUCTURES, *TRAINED)
 
