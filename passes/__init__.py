@@ -14,6 +14,7 @@ from passes.spatial_svd import SpatialSVD
 from passes.split_groups import SplitGroups
 from passes.stacked import Stacked
 from passes.sub_pixel import SubPixelConv
+from passes.thin_channels import ThinChannels
 from passes.tucker2 import Tucker2
 from passes.winograd import WinogradTiles
 
@@ -34,3 +35,6 @@ PASSES: tuple[Pass, ...] = (
     JoinGroups(),
     WinogradTiles(),
 )
+
+THINNING: Pass = ThinChannels()
+"""Done to whole networks, before what is left is rewritten site by site."""

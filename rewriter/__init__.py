@@ -36,6 +36,7 @@ The house, from the ground up; nothing imports what stands below it here:
     profile               times of a runtime's kernels, told to the layers of the model
     refit                 the forms that a plan takes, fitted front to back to the network as rewritten
     offers                what every site may become, with its likely drift and its latency
+    thinning              channels that others make up for, taken out before what is left is rewritten
     report                one `Report`; a page, JSON, Markdown and terminal text are views of it
     search, network, macs plans tried on the network itself and timed in it; least drift within multiply-adds
     verdict               the final word: within budget on fresh samples, faster, and light enough

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from rewriter import fitting, graph, planfile, prepare, runtime
+from rewriter import fitting, graph, planfile, prepare, runtime, thinning
 from rewriter.adjoint import output_metrics
 from rewriter.command import command_line
 from rewriter.conv import Ints
@@ -113,13 +113,19 @@ def apply(
     unpinned = graph.unpin(original)
     planned = {site.node: site.weight_shape for site in saved.sites}
     ground = prepare.exact_steps(unpinned, (), saved.block, planned)
+    samples = parts(unpinned, given, shapes, seed)
+    thinner, passes = prepare.of_networks(prepare.named_passes(None))
     base, sites = ground.model, ground.sites
+    if saved.thinning is not None:
+        few = prepare.fitting_batches(prepare.drawn(samples.fit, saved.thinning.samples, seed))
+        free = [site for site in sites if site.name in planned]
+        assert thinner is not None
+        base = thinning.again(base, free, saved.thinning, thinner, few, saved.block, seed, progress)
+        sites = prepare.choose_sites(base, ())[0]
     expansions = [each for each in graph.find_expansions(base) if each.output in saved.expanded]
-    passes = prepare.named_passes(None)
     matched = planfile.match(
         saved, sites, ground.refusals, passes, f"plan '{os.fspath(plan)}'", original.label
     )
-    samples = parts(unpinned, given, shapes, seed)
     feeds = prepare.deployed_feeds(original, samples.fit, batch, shapes)
     judge = Judge(
         original, dict(max_drift or {}), samples.choosing, samples.final, seed, target=target.precise
@@ -140,7 +146,8 @@ def apply(
         remarks = (*matched.remarks, *metrics.remarks)
 
     made = _plan(sites, in_shapes, matched.chosen, rewrites)
-    assemble = partial(put_together, base, [each.output for each in expansions])
+    ranks = {} if saved.thinning is None else saved.thinning.ranks
+    assemble = partial(put_together, base, [each.output for each in expansions], ranks)
     ending = final_word(job, [Trial(made, rewrites, 0.0)], lambda *_: None, None, assemble)
     settings = {
         "plan": os.fspath(plan),
@@ -163,7 +170,7 @@ def apply(
     )
     report = told(
         job,
-        steps_to(original, base, expansions),
+        steps_to(original, ground.model, expansions, base),
         applied_reports(sites, in_shapes, made, ending.accepted is not None),
         before=prepare.total_cost(ground.whole, {name: shape[2:] for name, shape in in_shapes.items()}),
         refusals=ground.refusals,

@@ -84,6 +84,12 @@ class Metric:
             return np.broadcast_to(np.eye(channels), (group, channels, channels))
         return self._weights(group, channels)[0]
 
+    def roots(self, group: int, channels: int) -> Array:
+        """The roots R `[G, M/G, M/G]` of the blocks of A, A = R Rᵀ."""
+        if self.output is None:
+            return np.broadcast_to(np.eye(channels), (group, channels, channels))
+        return self._weights(group, channels)[1]
+
     def _weights(self, group: int, channels: int) -> tuple[Array, Array]:
         """The blocks of A and their roots R, A = R Rᵀ; remembered."""
         if (group, channels) not in self._blocks:

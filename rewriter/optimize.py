@@ -33,6 +33,7 @@ from rewriter.report import site_reports
 from rewriter.runtime import Target
 from rewriter.search import Rewrites, Trial
 from rewriter.sources import Source
+from rewriter.thinning import thinned
 from rewriter.verdict import Job, final_word, own_rounding
 
 DEFAULT_MAX_DRIFT: Mapping[str, float] = {"rel_l2": 0.05}
@@ -164,19 +165,31 @@ def optimize(
     samples = parts(unpinned, given, shapes, seed)
     remarks = samples.remarks
     feeds = prepare.deployed_feeds(original, samples.fit, batch, shapes)
-    base, sites = ground.model, ground.sites
-    expansions = () if by_macs else faster_expansions(base, feeds, target, progress)
-    expanded = [each.output for each in expansions]
     judge = Judge(
         original, budgets, samples.choosing, samples.final, seed, strict=strict, target=target.precise
     )
     job = Job(original, judge, feeds, target, min_speedup, limits, seed, progress)
 
-    in_shapes, live_bytes = prepare.scout(base, sites, feeds, offers.CALM)
     conditions = runtime.conditions(target) if cache else None
     kept = None if conditions is None else Cache(conditions)
-    scene = Scene(base, sites, in_shapes, live_bytes, chosen_passes, grid, target, seed, progress, kept)
+    thinner, single = prepare.of_networks(chosen_passes)
+
+    def scene_of(base: graph.Model, sites: Sequence[graph.Site]) -> Scene:
+        in_shapes, live_bytes = prepare.scout(base, sites, feeds, offers.CALM)
+        return Scene(base, sites, in_shapes, live_bytes, single, grid, target, seed, progress, kept)
+
+    scene = scene_of(ground.model, ground.sites)
     before = prepare.total_cost(ground.whole, scene.sizes)
+    start = thinning = None
+    if thinner is not None:
+        start = search.Start(*judge.start())
+        found = thinned(scene, thinner, samples, feeds, batch, start.limit, judge.usage)
+        if found is not None:
+            smaller, thinning = found
+            scene = scene_of(smaller, prepare.choose_sites(smaller, exclude)[0])
+    base, sites, in_shapes = scene.model, scene.sites, scene.in_shapes
+    expansions = () if by_macs else faster_expansions(base, feeds, target, progress)
+    expanded = [each.output for each in expansions]
     offered = offers.exact(scene, samples) if exact else offers.fitted(scene, samples, batch, by_macs=by_macs)
     remarks += offered.remarks
     if kept is not None:
@@ -186,7 +199,7 @@ def optimize(
     def usage(rewrites: Rewrites) -> float:
         return judge.usage(graph.splice(base, rewrites))
 
-    assemble = partial(put_together, base, expanded)
+    assemble = partial(put_together, base, expanded, {} if thinning is None else thinning.ranks)
     if max_macs is not None:
         job = replace(job, macs=before.macs)
         trials, rounds = macs.search(
@@ -195,12 +208,13 @@ def optimize(
     else:
         # the upper end of an interval leaves room enough
         attempts = search.Attempts(build, usage, progress, 1.0 if strict else search.MARGIN)
-        clock = network.clock(base, scene.places, feeds, target, live_bytes)
-        trials, candidates = search.search(candidates, search.Start(*judge.start()), attempts, clock)
+        clock = network.clock(base, scene.places, feeds, target, scene.live_bytes)
+        start = start or search.Start(*judge.start())
+        trials, candidates = search.search(candidates, start, attempts, clock)
         rounds = attempts.rounds
     if exact and trials and (cautious := search.cautious(candidates, trials[0])) is not None:
         trials.append(Trial(cautious, build(cautious), trials[0].usage))
-    steps = steps_to(original, base, expansions)
+    steps = steps_to(original, ground.model, expansions, base)
     fallback = search.unchanged(candidates) if steps and not by_macs else None
 
     def retreat(limit: float, most_bytes: float, under_ms: float) -> Trial | None:
@@ -239,6 +253,7 @@ def optimize(
             samples=offered.fitted,
             gradients=offered.draws,
             expanded=expanded,
+            thinning=thinning,
         )
         plan_text = planfile.to_json(saved)
     settings = {

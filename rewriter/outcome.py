@@ -102,17 +102,23 @@ class Wanted:
         return [(what, path) for what, path in found if path is not None]
 
 
-def put_together(base: Model, expanded: Collection[str], trial: Trial) -> Model:
+def put_together(base: Model, expanded: Collection[str], thinner: Mapping[str, int], trial: Trial) -> Model:
     """The model with a trial's rewrites and operators written in others, and what was done in its metadata.
+
+    Args:
+        base: The model with all other steps done.
+        expanded: The operators to write in others, by the tensors that they give.
+        thinner: How many channels those convolutions read that read fewer, by name.
+        trial: What sites become.
 
     The same model and the same rewrites give the same bytes, so nothing that was measured is in it. What
     earlier runs did stays: a convolution that is rewritten again has both forms, the first one first.
     """
     done = _done_before(base)
     forms = {each.site: _form(each) for each in trial.plan.rewritten}
-    for site, _ in trial.rewrites:
-        form = forms.get(site.name, _REFITTED)
-        done[site.name] = f"{done[site.name]}; {form}" if site.name in done else form
+    told = [(name, f"fitted to {rank} in-channels") for name, rank in sorted(thinner.items())]
+    for name, form in [*told, *((site.name, forms.get(site.name, _REFITTED)) for site, _ in trial.rewrites)]:
+        done[name] = f"{done[name]}; {form}" if name in done else form
     provenance = {"rewriter.sites": json.dumps(done, ensure_ascii=False, separators=(",", ":"))}
     if found := version():
         provenance["rewriter.version"] = found
@@ -227,19 +233,30 @@ def _is(round_: Round, trial: Trial | None) -> bool:
     )
 
 
-def steps_to(original: Model, base: Model, expansions: Iterable[Expansion]) -> tuple[str, ...]:
-    """What is done to a model beside any rewrite, as far as it makes a difference to its time."""
+def steps_to(
+    original: Model, base: Model, expansions: Iterable[Expansion], thinner: Model | None = None
+) -> tuple[str, ...]:
+    """What is done to a model beside any rewrite, as far as it makes a difference to its time.
+
+    Args:
+        original: The model as it came.
+        base: The model with its exact steps done.
+        expansions: The operators that are written in others.
+        thinner: The model without channels that others make up for.
+    """
     freed = len(original.pinned) - len(base.pinned)
     before, after = (Counter(node.op_type for node in graph.flow(model)) for model in (original, base))
     leaky = after["LeakyRelu"] - before["LeakyRelu"]
     folded = graph.computing(original) - graph.computing(base)
     kinds = Counter(each.kind for each in expansions)
     dead = graph.removed_channels(original, base)
+    told = 0 if thinner is None else graph.removed_channels(base, thinner)
     moved = graph.moved_resizes(original, base)
     return (
         *((f"{freed} weights are no longer graph inputs",) if freed else ()),
         *((f"{plural(folded, 'node')} folded into those beside",) if folded else ()),
         *((f"{plural(dead, 'dead channel')} removed from convolutions",) if dead else ()),
+        *((f"{plural(told, 'channel')} removed that others make up for",) if told else ()),
         *((f"{plural(leaky, 'PRelu')} as LeakyRelu",) if leaky else ()),
         *((f"{plural(moved, 'Resize')} in the layout of convolutions",) if moved else ()),
         *(f"{count} x {kind} in faster operators" for kind, count in sorted(kinds.items())),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -65,6 +65,19 @@ class Candidate:
     def form(self) -> tuple[Hashable, ...]:
         """What the site becomes: pass, rank and how the stages are written."""
         return self.pass_name, self.rank, self.lowerings
+
+
+@dataclass(frozen=True, slots=True)
+class Thinning:
+    """What was taken out of a network before its plan was made, as far as doing it again needs to know.
+
+    Attributes:
+        ranks: How many in-channels are left to the convolutions that read fewer, by name.
+        samples: How many samples they were fitted to.
+    """
+
+    ranks: Mapping[str, int]
+    samples: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ def named_passes(names: Sequence[str] | None, exact: bool = False, plain: bool =
         OptionError: There is no such pass, or it is not exact or not of plain convolutions; or only some
             names have a minus.
     """
-    known = {each.name: each for each in catalogue.PASSES}
+    known = {each.name: each for each in (catalogue.THINNING, *catalogue.PASSES)}
     left_out = {name[1:] for name in names or () if name.startswith("-")}
     asked = [name for name in names or () if not name.startswith("-")]
     if asked and left_out:
@@ -103,12 +103,22 @@ def named_passes(names: Sequence[str] | None, exact: bool = False, plain: bool =
             raise OptionError(
                 f"--passes {name}: its multiply-adds say too little to bound them; leave it or --max-macs out"
             )
+        if plain and known[name] is catalogue.THINNING:
+            raise OptionError(f"--passes {name}: it is chosen by time; leave it or --max-macs out")
     wanted = asked or [name for name in known if name not in left_out]
     return tuple(
         each
         for name, each in known.items()
-        if name in wanted and (each.exact or not exact) and not (each.lowers and plain)
+        if name in wanted
+        and (each.exact or not exact)
+        and not (plain and (each.lowers or each is catalogue.THINNING))
     )
+
+
+def of_networks(passes: Sequence["Pass"]) -> tuple["Pass | None", tuple["Pass", ...]]:
+    """That of the passes which is done to whole networks, or None, and those for single sites."""
+    whole = next((each for each in passes if each is catalogue.THINNING), None)
+    return whole, tuple(each for each in passes if each is not whole)
 
 
 def choose_sites(model: Model, exclude: Sequence[str]) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:

@@ -70,6 +70,14 @@ NORM = "one = Constant<value: tensor=float[8] {1,2,3,4,5,6,7,8}>() n = BatchNorm
         # and where it is zero
         (f"a = Conv(x, w) y = Conv<{SAME}>(a, v, c)", {"w": "1:4"}, [(4, 5), (5, 6)]),
         (f"a = Conv(x, w, b) y = Conv<{SAME}>(a, v, c)", {"w": "1:4", "b": "1:3"}, [(4, 6), (6, 6)]),
+        # what a normalisation makes of a constant, or multiplies by zero, is what it adds
+        (
+            "a = Conv(x, w) z = InstanceNormalization(a, s, t) y = Conv(z, v, c)",
+            {"w": "1:4"},
+            [(4, 5), (5, 6)],
+        ),
+        ("a = Conv(x, w) z = InstanceNormalization(a, s, t) y = Conv(z, v)", {"s": "1:3"}, [(4, 6), (6, 6)]),
+        ("a = Conv(x, w) z = InstanceNormalization(a, s, t) y = Conv(z, v)", {"v": ":,3"}, [(4, 7), (7, 6)]),
         # an input that the kernel ignores, whatever is in it
         (f"a = Conv(x, w, b) y = Conv<{SAME}>(a, v, c)", {"v": ":,2:4"}, [(4, 6), (6, 6)]),
         (f"a = Conv(x, w) z = Relu(a) y = Conv<{SAME}>(z, v)", {"v": ":,0:7"}, [(4, 1), (1, 6)]),
@@ -198,7 +206,7 @@ def test_removed(body: str, zeros: dict[str, str], expected: list, rng: np.rando
         ("a = Conv(x, w, b) z = Softmax<axis=1>(a) y = Conv(z, v)", {"v": ":,3"}),
         ("a = Conv(x, w, b) z = Transpose<perm=[0,1,3,2]>(a) y = Conv(z, v)", {"v": ":,3"}),
         ("a = Conv(x, w, b) r = Conv(x, u) z = Concat<axis=2>(a, r) y = Conv(z, v)", {"v": ":,3", "w": "3"}),
-        ("a = Conv(x, w, b) z = InstanceNormalization(a, s, t) y = Conv(z, v)", {"v": ":,3"}),
+        ("a = Conv(x, w, b) z = LpNormalization<axis=1>(a) y = Conv(z, v)", {"v": ":,3"}),
         # a group goes as a whole or not at all
         ("a = Conv(x, w, b) z = Conv<group=2>(a, g, t) y = Conv(z, e)", {"w": "4:7"}),
         # a constant of one value for each place

@@ -40,7 +40,7 @@ TIERS = (
     {"profile", "references", "rounding"},
     {"refit"},
     {"offers", "report"},
-    {"closeup", "frontier", "verdict"},
+    {"closeup", "frontier", "thinning", "verdict"},
     {"outcome", "planfile"},
     {"optimize", "apply", "compare", "inspect"},
     {"cli"},

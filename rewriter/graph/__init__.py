@@ -25,7 +25,7 @@ from rewriter.files import check_output
 from rewriter.graph.affine import as_norms
 from rewriter.graph.around import fold_around
 from rewriter.graph.batchnorm import Norm, find_norms
-from rewriter.graph.dead import dead_channels, remove_dead, removed_channels
+from rewriter.graph.dead import dead_channels, remove_dead, removed_channels, sole_readers
 from rewriter.graph.describe import describe
 from rewriter.graph.emit import whole_of
 from rewriter.graph.expansions import Expansion, expanded, expansion_probes, find_expansions
@@ -100,6 +100,7 @@ __all__ = [
     "save",
     "segments",
     "serialize",
+    "sole_readers",
     "splice",
     "tape",
     "unpin",

@@ -7,7 +7,7 @@ reads every channel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -74,6 +74,7 @@ class Channels:
         self.values = np.full(total, np.nan)
         # Of what is neither made nor passed on in a way that is known, every channel is read.
         self._made, self._read = np.zeros(total, bool), np.zeros(total, bool)
+        self._read_by_layers = np.zeros(total, bool)
         self._ties: list[tuple[Slots, Slots]] = []
         self._opset = model.opset
         at = {site.nodes[0]: site for site in sites}
@@ -102,13 +103,9 @@ class Channels:
         A layer keeps as many of its own as fill blocks up: there its kernels compute whole blocks anyway, and
         other counts may be slower. At least one stays.
         """
-        first = np.concatenate([pair[0] for pair in self._ties] or [np.arange(0)])
-        second = np.concatenate([pair[1] for pair in self._ties] or [np.arange(0)])
-        total = len(self.values)
-        tied = coo_matrix((np.ones(len(first), bool), (first, second)), (total, total))
-        _, group = connected_components(tied, directed=False)
-        free = np.ones(total, bool)
-        free[group[~self._made | self._read]] = False
+        group = self._groups()
+        free = np.ones(len(self.values), bool)
+        free[group[~self._made | self._read | self._read_by_layers]] = False
         outputs = [group[self.slots(layer.output)] for layer in self.layers]
         settled = False
         while not settled:
@@ -118,6 +115,38 @@ class Channels:
                     free[output[np.argmax(gone)]] = False
                     settled = False
         return free[group]
+
+    def alone(self) -> Iterator[tuple[Site, list[Site]]]:
+        """The convolutions that alone read channels which others make, with these others."""
+        group = self._groups()
+        bound = np.zeros(len(self.values), bool)
+        bound[group[~self._made | self._read]] = True
+        readers = np.zeros(len(self.values), np.int64)
+        for layer in self.layers:
+            if layer.conv.group == 1:
+                readers[group[self.slots(layer.input)]] += 1
+        for layer in self.layers:
+            own = group[self.slots(layer.input)]
+            if layer.site is None or layer.conv.group > 1 or len(np.unique(own)) < len(own):
+                continue
+            if bound[own].any() or (readers[own] != 1).any():
+                continue
+            makers = [
+                other.site
+                for other in self.layers
+                if other.site is not None and np.isin(group[self.slots(other.output)], own).any()
+            ]
+            if makers and layer.site not in makers:
+                yield layer.site, makers
+
+    def _groups(self) -> Slots:
+        """The number of the group of each channel, of those that can only go together."""
+        first = np.concatenate([pair[0] for pair in self._ties] or [np.arange(0)])
+        second = np.concatenate([pair[1] for pair in self._ties] or [np.arange(0)])
+        total = len(self.values)
+        tied = coo_matrix((np.ones(len(first), bool), (first, second)), (total, total))
+        _, group = connected_components(tied, directed=False)
+        return np.asarray(group, np.int64)
 
     def _site(self, site: Site) -> bool:
         return self._layer(Layer.of(site.nodes[0], site.input, site.output, site.conv, site))
@@ -131,7 +160,7 @@ class Channels:
             return False
         self.layers.append(layer)
         if conv.group == 1:
-            self._read[given] |= layer.needs(self.values[given])
+            self._read_by_layers[given] |= layer.needs(self.values[given])
         else:  # a group goes as a whole
             for part in (given.reshape(conv.group, -1), output.reshape(conv.group, -1)):
                 self._tie(np.repeat(given.reshape(conv.group, -1)[:, :1], part.shape[1], 1), part)
@@ -150,6 +179,8 @@ class Channels:
             return False
         if node.op_type == "BatchNormalization":
             return self._norm(index, node, output)
+        if node.op_type == "InstanceNormalization":
+            return self._instance_norm(index, node, output)
         if node.op_type in _ELEMENTWISE and not (node.op_type == "Dropout" and any(node.input[2:])):
             return self._elementwise(index, node, output)
         if node.op_type == "Concat":
@@ -195,6 +226,15 @@ class Channels:
         factor, term = found
         self.cuts[index] = dict.fromkeys(range(1, 5), 0)
         return self._pass(given, output, np.where(factor == 0, term, self.values[given] * factor + term))
+
+    def _instance_norm(self, index: int, node: onnx.NodeProto, output: Slots) -> bool:
+        """What is constant, or multiplied by zero, comes out as the term that is added."""
+        given = self.slots(node.input[0])
+        scale, term = (self.analysis.constant(name) for name in node.input[1:3])
+        if scale is None or term is None or not len(given) == len(output) == len(term):
+            return False
+        self.cuts[index] = {1: 0, 2: 0}
+        return self._pass(given, output, np.where((scale == 0) | ~np.isnan(self.values[given]), term, np.nan))
 
     def _elementwise(self, index: int, node: onnx.NodeProto, output: Slots) -> bool:
         """Of constants and of tensors of the same channels, or of one for all of them."""

@@ -80,6 +80,13 @@ def dead_channels(model: Model, sites: Sequence[Site]) -> dict[str, tuple[int, i
     }
 
 
+def sole_readers(model: Model, sites: Sequence[Site]) -> dict[str, list[str]]:
+    """The sites that alone read channels which other sites make, with these others, by name."""
+    if not sites:
+        return {}
+    return {site.name: [each.name for each in makers] for site, makers in Channels(model, sites).alone()}
+
+
 def removed_channels(before: Model, after: Model) -> int:
     """How many fewer channels the convolutions of the second model compute than those of the first."""
     if before is after:

@@ -10,7 +10,7 @@ import numpy as np
 
 from rewriter.conv import Conv, Ints
 from rewriter.graph import Site
-from rewriter.plan import Candidate, Plan
+from rewriter.plan import Candidate, Plan, Thinning
 from rewriter.rewrite import Lowerings
 from rewriter.runtime import Target
 from rewriter.version import version
@@ -86,6 +86,7 @@ class SavedPlan:
         gradients: How many gradients told how much the outputs care about each direction; 0 likewise.
         sites: All that might have been rewritten, in the order of the graph.
         expanded: The operators that are written in others, by the tensors that they give.
+        thinning: What was taken out of the network before; the sites are those of what was left.
     """
 
     tool: str
@@ -103,6 +104,7 @@ class SavedPlan:
     gradients: int
     sites: tuple[SavedSite, ...]
     expanded: tuple[str, ...] = ()
+    thinning: Thinning | None = None
 
 
 def record(
@@ -120,6 +122,7 @@ def record(
     samples: int,
     gradients: int,
     expanded: Sequence[str] = (),
+    thinning: Thinning | None = None,
 ) -> SavedPlan:
     """What is kept of a plan for some sites; the other arguments are those of `SavedPlan`."""
     return SavedPlan(
@@ -137,6 +140,7 @@ def record(
         samples=samples,
         gradients=gradients,
         expanded=tuple(expanded),
+        thinning=thinning,
         sites=tuple(_site(site, taken) for site, taken in zip(sites, plan.chosen, strict=True)),
     )
 

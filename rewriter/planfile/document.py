@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 from rewriter.conv import Ints, Lowering
 from rewriter.errors import PlanError
 from rewriter.joined import Joined
+from rewriter.plan import Thinning
 from rewriter.planfile.content import SCHEMA_VERSION, SavedForm, SavedPlan, SavedSite
 from rewriter.planfile.fields import ANEW, Fields, shown
 from rewriter.rewrite import Lowerings
@@ -42,6 +43,7 @@ def to_json(plan: SavedPlan) -> str:
         "samples": plan.samples,
         "gradients": plan.gradients,
         **({"expanded": list(plan.expanded)} if plan.expanded else {}),
+        **({} if plan.thinning is None else {"thinning": _from_thinning(plan.thinning)}),
     }
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
     sites = ",\n    ".join(json.dumps(_from_site(site)) for site in plan.sites)
@@ -98,8 +100,18 @@ def _plan(given: Fields) -> SavedPlan:
         samples=given.count("samples", 0 if exact else 1),
         gradients=given.count("gradients", 0 if exact else 1),
         expanded=given.texts("expanded") if "expanded" in given else (),
+        thinning=_thinning(given.object("thinning")) if "thinning" in given else None,
         sites=tuple(map(_site, given.objects("sites"))),
     )
+
+
+def _from_thinning(done: Thinning) -> dict[str, Any]:
+    return {"ranks": dict(done.ranks), "samples": done.samples}
+
+
+def _thinning(given: Fields) -> Thinning:
+    ranks = given.object("ranks")
+    return Thinning({name: ranks.count(name, 1) for name in ranks.names()}, given.count("samples", 1))
 
 
 def _site(given: Fields) -> SavedSite:
