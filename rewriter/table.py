@@ -37,6 +37,8 @@ _MOST_TILES = 8
 _WRITTEN = 16.0
 _READ = 5.0
 _WAITING = 2.0
+# Tiles that take hardly longer and hold fewer weights are better: in the network there is less to wait for.
+_NEARLY = 1.03
 # A site is left alone unless a candidate is faster by this factor: less is lost in the noise of the network.
 _WORTHWHILE = 0.95
 # Time for every form at a shape, and at most for all of them.
@@ -99,9 +101,9 @@ def measure(
         for site, candidates in sharing:
             timed = [replace(each, latency_ms=times[each]) for each in candidates]
             worthwhile = timed[0].latency_ms * _WORTHWHILE
-            measured[site.name] = [
-                each for each in timed if each.pass_name is None or each.latency_ms < worthwhile
-            ]
+            measured[site.name] = _lightest(
+                [each for each in timed if each.pass_name is None or each.latency_ms < worthwhile]
+            )
         progress("timing", index + 1, len(places))
     return [measured[site.name] for site, _ in sites]
 
@@ -255,6 +257,15 @@ def _likeliest(candidates: Sequence[Candidate], target: Target) -> list[Candidat
     tiles = [each for each in candidates if isinstance(_lowering(each), Winograd)]
     unlikely = sorted(tiles, key=work)[_MOST_TILES:]
     return [each for each in candidates if each not in unlikely]
+
+
+def _lightest(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates without tiles for a site as it is that are heavier than some of nearly that time."""
+    tiles = [each for each in candidates if isinstance(_lowering(each), Winograd)]
+    nearly = min((each.latency_ms for each in tiles), default=0.0) * _NEARLY
+    light = min((each.skeleton.held_bytes for each in tiles if each.latency_ms <= nearly), default=0)
+    heavy = [each for each in tiles if each.skeleton.held_bytes > light]
+    return [each for each in candidates if each not in heavy]
 
 
 def _behind(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rewriter import fitting, graph, latency, prepare
-from rewriter.errors import PlanError, listed
+from rewriter.errors import PlanError, RewriterError, brief, listed
 from rewriter.offers import CALM, Scene
 from rewriter.plan import Candidate, Thinning
 from rewriter.profile import inventory, profile
@@ -205,9 +205,13 @@ def _steps(candidates: Sequence[Candidate], channels: int, share: float) -> Iter
 
 
 def _shares(model: Model, sites: Sequence[Site], feeds: Feeds, target: Target) -> dict[str, float]:
-    """The share of the time of a run that each site takes, by name."""
-    fixed, found = inventory(model, feeds)
-    measured = profile(fixed, found.layers, feeds, target, seconds=_PROFILED_S)
+    """The share of the time of a run that each site takes, by name; nothing where that cannot be told."""
+    try:
+        fixed, found = inventory(model, feeds)
+        measured = profile(fixed, found.layers, feeds, target, seconds=_PROFILED_S)
+    except (RewriterError, ValueError) as error:
+        _log.info("no channels are taken out: %s", brief(error))
+        return {}
     return {site.name: measured.layers.get(site.output, 0.0) / measured.total_ms for site in sites}
 
 

@@ -254,12 +254,32 @@ def test_of_many_tiles_the_likeliest_are_timed(monkeypatch, target, size, likely
     before = Candidate("wide", None, (), skeleton(graphs.only(conv)), Cost(9), 0.0)
     offered = [before, *(tiled(site, m, size) for m in TILES)]
     monkeypatch.setattr(latency, "interleaved", lambda models, *_, **__: [2.0, *[1.0] * (len(models) - 1)])
+    monkeypatch.setattr(table, "_lightest", list)
     shapes = {"wide": (1, 256, size, size)}
     (found,) = table.measure([(site, offered)], shapes, target, 16, lambda *_: None)
     timed = {each.rank for each in found[1:]}
     assert len(timed) == 8
     assert likely <= timed
     assert not unlikely & timed
+
+
+@pytest.mark.parametrize(
+    ("ms", "kept"),
+    [
+        # 64, 36 and 16 products, of which the most must be faster by more than timing can tell
+        ({(6, 6): 0.98, (4, 4): 1.0, (2, 2): 1.5}, [(4, 4), (2, 2)]),
+        ({(6, 6): 0.90, (4, 4): 1.0, (2, 2): 1.5}, [(6, 6), (4, 4), (2, 2)]),
+        ({(6, 6): 0.98, (4, 4): 0.99, (2, 2): 1.0}, [(2, 2)]),
+    ],
+)
+def test_tiles_that_are_hardly_faster_for_their_weights_are_dropped(rng, monkeypatch, ms, kept):
+    site = graph.find_sites(graphs.filled(WIDE, rng))[0][1]
+    before = Candidate("two", None, (), skeleton(graphs.only(site.conv)), Cost(9), 0.0)
+    offered = [before, *(tiled(site, m) for m in ms)]
+    monkeypatch.setattr(table, "_ways", lambda *_: [])
+    monkeypatch.setattr(latency, "interleaved", lambda *_, **__: [2.0, *ms.values()])
+    (found,) = table.measure([(site, offered)], {"two": (1, 16, 12, 12)}, TARGET, 8, lambda *_: None)
+    assert [each.rank for each in found] == [(), *kept]
 
 
 @pytest.mark.parametrize(("phases_ms", "lowered"), [(0.5, True), (1.5, False)])

@@ -51,7 +51,8 @@ def fewer_channels(W: Array, C: Array, R: Array, taps: int, counts: Sequence[int
             stay = np.delete(np.arange(inverse.shape[1]), columns)
             kernel = (kernel - kernel[:, columns] @ made_up)[:, stay]
             weighted = (weighted - weighted[:, columns] @ made_up)[:, stay]
-            inverse = (inverse - rows.T @ made_up)[np.ix_(stay, stay)]
+            inverse = inverse[np.ix_(stay, stay)]
+            inverse -= rows[:, stay].T @ made_up[:, stay]
             alive = np.delete(alive, gone)
         found = np.zeros((len(W), W.shape[1] // taps, taps))
         found[:, alive] = kernel.reshape(len(W), len(alive), taps)
