@@ -146,8 +146,9 @@ def apply(
         remarks = (*matched.remarks, *metrics.remarks)
 
     made = _plan(sites, in_shapes, matched.chosen, rewrites)
-    ranks = {} if saved.thinning is None else saved.thinning.ranks
-    assemble = partial(put_together, base, [each.output for each in expansions], ranks)
+    written = [each.output for each in expansions]
+    ranks = None if saved.thinning is None else saved.thinning.ranks
+    assemble = partial(put_together, base, written, thinner=ranks)
     ending = final_word(job, [Trial(made, rewrites, 0.0)], lambda *_: None, None, assemble)
     settings = {
         "plan": os.fspath(plan),

@@ -35,6 +35,9 @@ _ASKED, _NEAR = 0.9, (0.7, 1.0)
 _MOST_NOISE = 0.3
 # Sizes of noise that make the scale of a budget which has none of its own.
 _SIZES = np.geomspace(1e-4, 1.0, 13)
+# These measures sum up squares; what is so many times as large as most else is all that counts in them.
+_OF_ENERGY = frozenset({"rel_l2", "noise_db", "cosine_distance"})
+_UNLIKE = 100.0
 
 
 class Judge:
@@ -103,6 +106,27 @@ class Judge:
                 break
             last = point
         return (limit, power) if limit < _MOST_NOISE**2 else (_FIRST_GUESS**2, _USUAL_POWER)
+
+    def doubts(self) -> tuple[str, ...]:
+        """What to say of outputs that hold unlike things, of which the small ones hardly count."""
+        if not {each.measure for each in self.budgets} & _OF_ENERGY:
+            return ()
+        found = []
+        for name, array in zip(self._outputs, self._kept[0], strict=True):
+            if array.ndim < 3 or array.dtype.kind != "f":
+                continue
+            # what an output holds of each place: boxes and scores, or classes
+            axis = 1 + int(np.argmin(array.shape[1:]))
+            others = tuple(each for each in range(array.ndim) if each != axis)
+            sizes = np.sqrt(np.mean(np.square(array, dtype=np.float64), others))
+            most, half = np.max(sizes), np.median(sizes)
+            if np.isfinite(most) and most > _UNLIKE * half:
+                found.append(
+                    f"output '{name}' holds values of unlike sizes along axis {axis}, up to {most:.2g} where "
+                    f"half are below {half:.2g}: its budget says little of the small ones; judge them by a "
+                    "measure of your own, --max-drift file.py:function=LIMIT"
+                )
+        return tuple(found)
 
     def usage(self, model: Model) -> float:
         """The largest share of a budget that a model takes on the choosing samples; at most 1 fits.

@@ -168,6 +168,8 @@ def optimize(
     judge = Judge(
         original, budgets, samples.choosing, samples.final, seed, strict=strict, target=target.precise
     )
+    if not exact:
+        remarks += judge.doubts()
     job = Job(original, judge, feeds, target, min_speedup, limits, seed, progress)
 
     conditions = runtime.conditions(target) if cache else None
@@ -199,7 +201,7 @@ def optimize(
     def usage(rewrites: Rewrites) -> float:
         return judge.usage(graph.splice(base, rewrites))
 
-    assemble = partial(put_together, base, expanded, {} if thinning is None else thinning.ranks)
+    assemble = partial(put_together, base, expanded, thinner=None if thinning is None else thinning.ranks)
     if max_macs is not None:
         job = replace(job, macs=before.macs)
         trials, rounds = macs.search(

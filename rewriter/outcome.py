@@ -102,22 +102,25 @@ class Wanted:
         return [(what, path) for what, path in found if path is not None]
 
 
-def put_together(base: Model, expanded: Collection[str], thinner: Mapping[str, int], trial: Trial) -> Model:
+def put_together(
+    base: Model, expanded: Collection[str], trial: Trial, thinner: Mapping[str, int] | None = None
+) -> Model:
     """The model with a trial's rewrites and operators written in others, and what was done in its metadata.
 
     Args:
         base: The model with all other steps done.
         expanded: The operators to write in others, by the tensors that they give.
-        thinner: How many channels those convolutions read that read fewer, by name.
         trial: What sites become.
+        thinner: How many channels those convolutions read that read fewer, by name.
 
     The same model and the same rewrites give the same bytes, so nothing that was measured is in it. What
     earlier runs did stays: a convolution that is rewritten again has both forms, the first one first.
     """
     done = _done_before(base)
     forms = {each.site: _form(each) for each in trial.plan.rewritten}
-    told = [(name, f"fitted to {rank} in-channels") for name, rank in sorted(thinner.items())]
-    for name, form in [*told, *((site.name, forms.get(site.name, _REFITTED)) for site, _ in trial.rewrites)]:
+    thinned = [(name, f"fitted to {rank} in-channels") for name, rank in sorted((thinner or {}).items())]
+    rewritten = [(site.name, forms.get(site.name, _REFITTED)) for site, _ in trial.rewrites]
+    for name, form in [*thinned, *rewritten]:
         done[name] = f"{done[name]}; {form}" if name in done else form
     provenance = {"rewriter.sites": json.dumps(done, ensure_ascii=False, separators=(",", ":"))}
     if found := version():
@@ -250,13 +253,13 @@ def steps_to(
     folded = graph.computing(original) - graph.computing(base)
     kinds = Counter(each.kind for each in expansions)
     dead = graph.removed_channels(original, base)
-    told = 0 if thinner is None else graph.removed_channels(base, thinner)
+    fewer = 0 if thinner is None else graph.removed_channels(base, thinner)
     moved = graph.moved_resizes(original, base)
     return (
         *((f"{freed} weights are no longer graph inputs",) if freed else ()),
         *((f"{plural(folded, 'node')} folded into those beside",) if folded else ()),
         *((f"{plural(dead, 'dead channel')} removed from convolutions",) if dead else ()),
-        *((f"{plural(told, 'channel')} removed that others make up for",) if told else ()),
+        *((f"{plural(fewer, 'channel')} removed that others make up for",) if fewer else ()),
         *((f"{plural(leaky, 'PRelu')} as LeakyRelu",) if leaky else ()),
         *((f"{plural(moved, 'Resize')} in the layout of convolutions",) if moved else ()),
         *(f"{count} x {kind} in faster operators" for kind, count in sorted(kinds.items())),

@@ -88,7 +88,7 @@ def named_passes(names: Sequence[str] | None, exact: bool = False, plain: bool =
         OptionError: There is no such pass, or it is not exact or not of plain convolutions; or only some
             names have a minus.
     """
-    known = {each.name: each for each in (catalogue.THINNING, *catalogue.PASSES)}
+    known = {each.name: each for each in (*catalogue.PASSES, catalogue.THINNING)}
     left_out = {name[1:] for name in names or () if name.startswith("-")}
     asked = [name for name in names or () if not name.startswith("-")]
     if asked and left_out:

@@ -303,3 +303,30 @@ def test_the_original_rounds_otherwise_where_its_graph_is_as_it_was(rng, samples
     assert verdict.share > 1.0
     (itself,) = found.verdicts(model)[1]
     assert itself.share == 0.0
+
+
+DETECTOR = """
+agraph (float[N,3,6,6] x) => (float[N,8,25] y) {
+  a = Conv<strides=[1,1]>(x, w)
+  s = Mul(a, k)
+  j = Constant<value: tensor=int64[3] {0,8,-1}>()
+  y = Reshape(s, j)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("boxes", "budgets", "doubts"),
+    [(1000.0, {"rel_l2": 0.1}, 1), (10.0, {"rel_l2": 0.1}, 0), (1000.0, {"max_abs": 1.0}, 0)],
+)
+def test_outputs_of_unlike_values_are_doubted(boxes, budgets, doubts, samples, rng):
+    """Boxes in pixels beside scores: of such an output a relative error is that of the boxes."""
+    scales = np.where(np.arange(8) < 3, boxes, 1.0).astype(np.float32).reshape(8, 1, 1)
+    detector = graphs.model(DETECTOR, w=graphs.random(rng, 8, 3, 2, 2), k=scales)
+    found = Judge(detector, budgets, samples(), samples(), 0).doubts()
+    assert len(found) == doubts
+    assert all("output 'y' holds values of unlike sizes along axis 1" in each for each in found)
+
+
+def test_outputs_of_classes_are_not_doubted(original, samples):
+    assert Judge(original, {"rel_l2": 0.1}, samples(), samples(), 0).doubts() == ()

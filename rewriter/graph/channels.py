@@ -136,7 +136,7 @@ class Channels:
                 for other in self.layers
                 if other.site is not None and np.isin(group[self.slots(other.output)], own).any()
             ]
-            if makers and layer.site not in makers:
+            if makers and all(each is not layer.site for each in makers):
                 yield layer.site, makers
 
     def _groups(self) -> Slots:
