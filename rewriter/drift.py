@@ -63,7 +63,8 @@ class Drift:
 
     Attributes:
         measure: Its name in `MEASURES`, or of a custom one.
-        output: The output's name; None for the model as a whole, which is its worst output.
+        output: The output's name, or that of a piece of it; None for the model as a whole, which is its worst
+            output or piece.
         value: The estimate; infinite where a sample gave a NaN or an infinity that the original did not.
         low: Lower end of the 95 % interval.
         high: Upper end of the 95 % interval.

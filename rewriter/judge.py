@@ -75,6 +75,7 @@ class Judge:
         }
         self._choosing, self._final, self._seed, self._strict = choosing, final, seed, strict
         self._outputs = original.outputs
+        self._pieces = graph.output_pieces(original)
         self._original = original
         self._target = target or Target()
         self._run = partial(_run, names=original.outputs, target=self._target)
@@ -108,11 +109,12 @@ class Judge:
         return (limit, power) if limit < _MOST_NOISE**2 else (_FIRST_GUESS**2, _USUAL_POWER)
 
     def doubts(self) -> tuple[str, ...]:
-        """What to say of outputs that hold unlike things, of which the small ones hardly count."""
+        """What to say of outputs, or pieces of them, with unlike things of which the small hardly count."""
         if not {each.measure for each in self.budgets} & _OF_ENERGY:
             return ()
         found = []
-        for name, array in zip(self._outputs, self._kept[0], strict=True):
+        outputs = zip(self._pieces, self._kept[0], strict=True)
+        for name, array in ((each.name, each.of(array)) for pieces, array in outputs for each in pieces):
             if array.ndim < 3 or array.dtype.kind != "f":
                 continue
             # what an output holds of each place: boxes and scores, or classes
@@ -165,7 +167,7 @@ class Judge:
         return ((before, after) for before, after, _ in self._pairs(model, self._final))
 
     def _measure(self, model: Model, samples: Samples, run: Run | None = None) -> tuple[Drift, ...]:
-        meter = Meter(self._outputs, custom=self._custom, seed=self._seed)
+        meter = Meter(self._outputs, custom=self._custom, seed=self._seed, pieces=self._pieces)
         for before, after, targets in self._pairs(model, samples, run):
             meter.update(before, after, targets)
         return meter.result()
@@ -180,7 +182,8 @@ class Judge:
         """Noise on what the original gives for the first of the choosing samples."""
         targets = (targets for _, targets in self._choosing.batches())
         # of many samples those beyond the kept outputs are left out
-        return Noise(self._outputs, zip(self._kept, targets, strict=False), self._custom, self._seed)
+        batches = zip(self._kept, targets, strict=False)
+        return Noise(self._outputs, batches, self._custom, self._seed, self._pieces)
 
     def _scaled(self, asked: Budget) -> Budget:
         """A budget with a scale by noise where its limit is not above zero, as with minus a PSNR."""

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from rewriter import _measures
 from rewriter.drift import MEASURES, Drift, energies, means
 from rewriter.errors import SampleError
+from rewriter.graph import Piece
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Custom = Callable[[list[Array], list[Array], Any], float]
+Pieces = Sequence[Sequence[Piece]]
+"""Of every output, in their order."""
 
 
 def by_sample(before: Sequence[Array], after: Sequence[Array]) -> tuple[list[Array], list[Array], int]:
@@ -39,6 +42,7 @@ class Meter:
             with a batch of 1) and of its target.
         peak: Peak of target images; None reads it from the first targets, 1 or 255.
         seed: Seeds the bootstrap.
+        pieces: Those of each output, which drift each by itself; None where outputs have none.
     """
 
     def __init__(
@@ -48,8 +52,10 @@ class Meter:
         custom: Mapping[str, Custom] | None = None,
         peak: float | None = None,
         seed: int = 0,
+        pieces: Pieces | None = None,
     ) -> None:
         self._names = tuple(names)
+        self._pieces = pieces or tuple((Piece(name),) for name in names)
         self._custom = dict(custom or {})
         self._peak = peak
         self._seed = seed
@@ -78,8 +84,10 @@ class Meter:
             return
         if targets is not None and len(targets) != size:
             raise SampleError(f"{len(targets)} targets for {size} samples; give one target a sample")
-        for name, b, a in zip(self._names, before, after, strict=True):
-            self._compare(name, b, a, size)
+        for name, pieces, b, a in zip(self._names, self._pieces, before, after, strict=True):
+            errors = [self._apart(each.name, each.of(b), each.of(a), size) for each in pieces]
+            if b.shape == a.shape:
+                self._classes(name, b, a, ~np.isfinite(np.sum(errors, axis=0)))
         if targets is not None:
             self._judge(before, after, targets)
         for measure, function in self._custom.items():
@@ -100,8 +108,9 @@ class Meter:
         drifts = []
         for measure in (*MEASURES, *self._custom):
             if measure in ("rel_l2", "noise_db"):
-                error = {name: values["error", name] for name in self._names}
-                energy = {name: values["energy", name] for name in self._names}
+                names = [each.name for pieces in self._pieces for each in pieces]
+                error = {name: values["error", name] for name in names}
+                energy = {name: values["energy", name] for name in names}
                 drifts += energies(measure, error, energy, self._seed)
                 continue
             found = {name: sums for (key, name), sums in values.items() if key == measure}
@@ -129,15 +138,17 @@ class Meter:
     def _add(self, measure: str, output: str | None, values: Floats) -> None:
         self._values.setdefault((measure, output), []).append(values)
 
-    def _compare(self, name: str, before: Array, after: Array, size: int) -> None:
+    def _apart(self, name: str, before: Array, after: Array, size: int) -> Floats:
+        """Adds how far apart the values of a piece are; returns the summed squares of each sample."""
         numeric = all(np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_ for x in (before, after))
         if before.shape != after.shape or not numeric:
             # another number of boxes, say, or strings: equal or not, nothing between
-            lost = 0.0 if before.shape == after.shape and bool((before == after).all()) else np.inf
+            same = before.shape == after.shape and bool((before == after).all())
+            lost = np.full(size, 0.0 if same else np.inf)
             for measure in ("error", "max_abs", "cosine_distance"):
-                self._add(measure, name, np.full(size, lost))
+                self._add(measure, name, lost)
             self._add("energy", name, np.ones(size))
-            return
+            return lost
         found = _measures.distances(before, after)
         for measure, values in (
             ("error", found.error),
@@ -146,11 +157,21 @@ class Meter:
             ("cosine_distance", found.cosine),
         ):
             self._add(measure, name, values)
+        return found.error
+
+    def _classes(self, name: str, before: Array, after: Array, spoilt: NDArray[np.bool_]) -> None:
+        """Adds how an output's decisions differ, where it looks like any.
+
+        Args:
+            name: The output's.
+            before: Its values from the original.
+            after: From the other model, as many.
+            spoilt: The samples for which these are not finite `[n]`.
+        """
         if name not in self._scores:  # the first batch decides, so that all samples are read alike
             self._scores[name] = _measures.scores(before)
         how = self._scores[name]
         if how is not None:
-            spoilt = ~np.isfinite(found.error)
             with np.errstate(invalid="ignore"):
                 for measure, values in (
                     ("kl", _measures.kl(before, after, how)),

@@ -1,6 +1,6 @@
 """How much the model's outputs care about an error at a site, measured through the network."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,21 +33,22 @@ def sensitivities(
     """Squared relative drift of the outputs for each unit of squared relative error at a site, by site name.
 
     Every site with candidates is rewritten alone by its probe, and what lies behind it run on as many samples
-    as the work allows. Where a model has several outputs, the one that drifts most counts.
+    as the work allows. Where a model has several outputs, or pieces of them, that which drifts most counts.
     """
     probed = [each for each in surveys if each.probe is not None]
+    pieces = graph.output_pieces(model)
     work = sum(as_it_is.cost.work for each in surveys for as_it_is in each.candidates[:1])
     cuts = all(spec.fixed_batch is None for spec in model.inputs)
     batches = list(_first(batches, round(_WORK / max(work * (len(probed) + 1), 1.0)), cuts))
     session = Session(partial(graph.loadable, model), target)
-    reference = [list(session.run(batch).values()) for batch in batches]
+    reference = [_pieces(session.run(batch).values(), pieces) for batch in batches]
     del session  # it holds the weights of the whole model
     walk = Walk(model, [each.site for each in probed], batches, target)
     found = {}
     for index, each in enumerate(probed):
         assert each.probe is not None
         inputs = walk.inputs()
-        outputs = walk.outputs_if(apply(each.probe, inputs, target))
+        outputs = [_pieces(ran, pieces) for ran in walk.outputs_if(apply(each.probe, inputs, target))]
         found[each.site.name] = squared_drift(reference, outputs) / max(each.probe_error, 1e-12)
         walk.provide(apply(Rewrite(((each.site.conv,),)), inputs, target))
         progress("probing", index + 1, len(probed))
@@ -62,6 +63,10 @@ def _first(batches: Sequence[Feeds], count: int, cuts: bool) -> Iterator[Feeds]:
             break
         yield {name: array[:left] for name, array in batch.items()} if cuts else batch
         left -= len(next(iter(batch.values())))
+
+
+def _pieces(outputs: Iterable[npt.NDArray[Any]], pieces: Iterable[Sequence[graph.Piece]]) -> Outputs:
+    return [each.of(array) for array, those in zip(outputs, pieces, strict=True) for each in those]
 
 
 def squared_drift(before: Sequence[Outputs], after: Sequence[Outputs]) -> float:

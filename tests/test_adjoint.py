@@ -26,6 +26,9 @@ CASES = {
     ),
     "clip": ("y = Clip(x, low, high)", {"low": -0.5, "high": 0.7}),
     "concat": ("a = Sigmoid(x) b = Tanh(x) y = Concat<axis=2>(a, x, b)", {}),
+    "concat_of_unlike": ("a = Conv(x, w) b = Mul(a, k) c = Tanh(x) y = Concat<axis=1>(b, c)", {
+        "w": (2, 5, 1, 1), "k": 1000.0,
+    }),
     "conv": ("y = Conv<pads=[1, 1, 1, 1]>(x, w)", {"w": (4, 5, 3, 3)}),
     "conv_same_strides": ('y = Conv<auto_pad="SAME_UPPER", strides=[2, 2]>(x, w)', {"w": (4, 5, 3, 2)}),
     "conv_same_lower": ('y = Conv<auto_pad="SAME_LOWER", strides=[2, 2]>(x, w)', {"w": (4, 5, 2, 3)}),
@@ -129,7 +132,9 @@ def test_a_gradient_is_what_a_small_step_makes_of_the_outputs(case, rng):
     assert back.reached == {"x"}
     (y,) = session.run({"x": x}).values()
     ahead, behind = (session.run({"x": x + way * step})["y"].astype(np.float64) for way in (1, -1))
-    wanted = np.sum(signs["y"] * (ahead - behind)) / 2 / np.linalg.norm(y)
+    ((*pieces,),) = graph.output_pieces(model)
+    changes = signs["y"] * (ahead - behind) / 2
+    wanted = sum(np.sum(each.of(changes)) / np.linalg.norm(each.of(y)) for each in pieces)
     size = np.linalg.norm(found) * np.linalg.norm(step) / np.sqrt(found.size)
     # float32 forward passes and a second-order remainder
     assert np.sum(found * step) == pytest.approx(wanted, abs=2e-2 * size)

@@ -10,6 +10,7 @@ from rewriter import _measures, budget, drift
 from rewriter.budget import Budget
 from rewriter.drift import Drift
 from rewriter.errors import SampleError
+from rewriter.graph import Piece
 from rewriter.meter import Meter
 
 
@@ -29,6 +30,21 @@ def value(found: dict[tuple[str, str | None], Drift], measure: str) -> float:
 
 
 # --- hand-computed values ----------------------------------------------------------------
+
+
+def test_pieces_by_hand() -> None:
+    """Squares and cosines are of each piece; what looks like classes is read as a whole."""
+    pieces = [[Piece("y", -1, 0, 2, 2), Piece("y", -1, 2, None, 2)]]
+    before, after = np.array([[3.0, 4.0, 0.1, 0.0]]), np.array([[3.0, 0.0, 0.1, 5.0]])
+    found = measured(before, after, pieces=pieces)
+    assert found["rel_l2", "y[:, :2]"].value == pytest.approx(4 / 5)
+    assert found["rel_l2", "y[:, 2:]"].value == pytest.approx(5 / 0.1)
+    assert value(found, "rel_l2") == pytest.approx(5 / 0.1)
+    assert found["cosine_distance", "y[:, :2]"].value == pytest.approx(1 - 3 / 5)
+    assert found["max_abs", "y[:, 2:]"].value == 5.0
+    assert value(found, "top1_flips") == 100.0
+    # classes are not read from a sample that is spoilt in any piece
+    assert value(measured(before, np.array([[np.nan, 4.0, 0.1, 0.0]]), pieces=pieces), "kl") == math.inf
 
 
 def test_distances_by_hand() -> None:

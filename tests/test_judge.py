@@ -328,5 +328,30 @@ def test_outputs_of_unlike_values_are_doubted(boxes, budgets, doubts, samples, r
     assert all("output 'y' holds values of unlike sizes along axis 1" in each for each in found)
 
 
+def test_what_a_concat_joins_keeps_to_the_budget_each_by_itself(samples, rng):
+    """Scores that are all wrong are nothing beside boxes in pixels, but for who uses them."""
+    text = """
+    agraph (float[N,3,6,6] x) => (float[N,8,6,6] y) {
+      a = Conv(x, w)
+      boxes = Mul(a, pixels)
+      b = Conv(x, v)
+      scores = Sigmoid(b)
+      y = Concat<axis=1>(boxes, scores)
+    }
+    """
+    weights = {"w": graphs.random(rng, 4, 3, 1, 1), "v": graphs.random(rng, 4, 3, 1, 1)}
+    pixels = np.float32(1000.0)
+    detector = graphs.model(text, **weights, pixels=pixels)
+    found = Judge(detector, {"rel_l2": 0.1}, samples(), samples(), 0)
+    assert found.doubts() == ()
+    mute = graphs.model(text, **{**weights, "v": 0 * weights["v"]}, pixels=pixels)
+    measured, (verdict,) = found.verdicts(mute)
+    by_output = {each.output: each.value for each in measured if each.measure == "rel_l2"}
+    assert by_output["y[:, :4]"] == 0.0
+    assert by_output["y[:, 4:]"] == by_output[None] > 0.2
+    assert not verdict.passed
+    assert found.usage(mute) > 2.0
+
+
 def test_outputs_of_classes_are_not_doubted(original, samples):
     assert Judge(original, {"rel_l2": 0.1}, samples(), samples(), 0).doubts() == ()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rewriter.graph import Piece
 from rewriter.noise import Noise
 
 
@@ -15,6 +16,15 @@ def test_noise_has_the_size_it_is_asked_for(rng, size):
     outputs = [rng.standard_normal((50, 20)).astype(np.float32) * 7]
     found = Noise(["y"], [(outputs, None)], {}, 0).measured(size)
     assert value(found, "rel_l2") == pytest.approx(size, rel=0.05)
+
+
+def test_pieces_of_an_output_have_noise_of_their_own_sizes(rng):
+    y = rng.standard_normal((50, 20)).astype(np.float32) * np.where(np.arange(20) < 4, 1000, 0.01)
+    pieces = [[Piece("y", -1, 0, 4, 2), Piece("y", -1, 4, None, 2)]]
+    found = Noise(["y"], [([y.astype(np.float32)], None)], {}, 0, pieces).measured(0.1)
+    by_output = {each.output: each.value for each in found if each.measure == "rel_l2"}
+    assert list(by_output) == [None, "y[:, :4]", "y[:, 4:]"]
+    assert list(by_output.values()) == pytest.approx([0.1] * 3, rel=0.1)
 
 
 def test_noise_is_the_same_at_every_size(rng):

@@ -196,6 +196,7 @@ class Backwards:
     def __init__(self, model: graph.Model, tensors: Sequence[str], target: Target) -> None:
         self._tape = graph.tape(model, tensors)
         self._outputs = model.outputs
+        self._pieces = graph.output_pieces(model)
         self._tensors = frozenset(tensors)
         # there are as many sessions as convolutions
         self._target = replace(target, arena=False)
@@ -243,16 +244,21 @@ class Backwards:
         return tuple(sorted(lost - CONSTANT))
 
     def gradients(self, feeds: Feeds, signs: Callable[[Ints], Array]) -> dict[str, Array]:
-        """The gradients at the tensors of the outputs times `signs` of their shapes, over each one's norm."""
+        """The gradients at the tensors of the outputs times `signs` of their shapes, over their norms.
+
+        Each piece of an output has a norm of its own.
+        """
         ran = {name: _single(value) for name, value in self._recorder.run(feeds).items()}
         shapes = {name: tuple(int(size) for size in ran[output]) for name, output in self._shape_of.items()}
         shapes.update((name, value.shape) for name, value in ran.items())
         flowing: dict[str, Array] = {}
-        for name in self._outputs:
+        for name, pieces in zip(self._outputs, self._pieces, strict=True):
             value = ran[name]
             if np.issubdtype(value.dtype, np.floating):
-                energy = float(np.sum(np.square(value, dtype=np.float64)))
-                flowing[name] = signs(value.shape) / np.float32(np.sqrt(max(energy, 1e-30)))
+                flowing[name] = np.array(signs(value.shape), np.float32)
+                for piece in pieces:
+                    energy = float(np.sum(np.square(piece.of(value), dtype=np.float64)))
+                    piece.of(flowing[name])[...] /= np.float32(np.sqrt(max(energy, 1e-30)))
         found = {}
         for index in reversed(range(len(self._tape.steps))):
             step = self._tape.steps[index]

@@ -16,7 +16,7 @@
     fusible     activations in one operator            dead       channels that make no difference
     facts       who makes and takes a tensor           identities  none where they only rename
     operators   each written in others                 expansions  those of a model
-    resizes     in the layout of convolutions
+    resizes     in the layout of convolutions  pieces    outputs that a Concat joins
 
 What is not rewritten comes out as it came, byte for byte.
 """
@@ -40,6 +40,7 @@ from rewriter.graph.interface import common_interface
 from rewriter.graph.inventory import Inventory, Layer, Window, inventory
 from rewriter.graph.model import Model
 from rewriter.graph.nodes import Node, computing, flow, named
+from rewriter.graph.pieces import Piece, output_pieces
 from rewriter.graph.probes import block_probe, probe, read_block, rewrite_model
 from rewriter.graph.resizes import in_blocks, moved_resizes
 from rewriter.graph.segments import Segment, segments
@@ -60,6 +61,7 @@ __all__ = [
     "Model",
     "Node",
     "Norm",
+    "Piece",
     "Segment",
     "Site",
     "Source",
@@ -90,6 +92,7 @@ __all__ = [
     "loadable",
     "moved_resizes",
     "named",
+    "output_pieces",
     "probe",
     "read_block",
     "read_tensor",

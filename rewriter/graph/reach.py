@@ -29,7 +29,7 @@ Sizes = Mapping[str, Ints]
 _WINDOWS: Final = frozenset({"Conv", "AveragePool", "MaxPool", "LpPool"})
 _WHOLE: Final = frozenset({"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"})
 # Values see what the values at their own place see, in whatever they take.
-_IN_PLACE: Final = frozenset(
+IN_PLACE: Final = frozenset(
     {"Abs", "Add", "Affine", "BatchNormalization", "Cast", "Ceil", "Clip", "Concat", "Crop", "Div"}
     | {"Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity"}
     | {"ImageScaler", "InstanceNormalization", "LRN", "LeakyRelu", "Log", "Max", "Mean", "Min", "Mish"}
@@ -37,7 +37,7 @@ _IN_PLACE: Final = frozenset(
     | {"Selu", "Sigmoid", "Slice", "Softplus", "Softsign", "Split", "Sqrt", "Sub", "Sum", "Tanh"}
     | {"ThresholdedRelu", "Where"}
 )
-_RESHAPES: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+RESHAPES: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 # Values that a value between two others is made from, beside its neighbour.
 _INTERPOLATED: Final = {"nearest": 0, "linear": 1, "cubic": 3}
 
@@ -92,7 +92,7 @@ def _after(
     name, first = taken[0]
     before, after = sizes.get(name, ()), sizes.get(node.output[0], ())
     kind = node.op_type
-    if kind in _IN_PLACE:
+    if kind in IN_PLACE:
         joined = _joined([axes for _, axes in taken])
         return _stepped(node, joined, constants) if kind == "Slice" and len(node.input) > 4 else joined
     if kind in _WINDOWS or kind == "ConvTranspose":
@@ -119,7 +119,7 @@ def _after(
             axis if axis is None or old == new else Reach(inf, axis.jump)
             for axis, old, new in zip(first, before, after, strict=True)
         )
-    return _reshaped(first, before, after) if kind in _RESHAPES else None
+    return _reshaped(first, before, after) if kind in RESHAPES else None
 
 
 def _moved(axis: Reach, taps: int | Fraction, step: Fraction) -> Reach:
