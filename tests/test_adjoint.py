@@ -1,5 +1,6 @@
 """Gradients backwards through a network against differences of the network itself."""
 
+import graphs
 import numpy as np
 import onnx
 import onnx.parser
@@ -128,7 +129,7 @@ def test_a_gradient_is_what_a_small_step_makes_of_the_outputs(case, rng):
         return signs["y"]
 
     back = adjoint.Backwards(model, ["x"], CALM)
-    found = back.gradients({"x": x}, draw)["x"]
+    found = back.gradients({"x": x}, draw, back.norms([{"x": x}]))["x"]
     assert back.reached == {"x"}
     (y,) = session.run({"x": x}).values()
     ahead, behind = (session.run({"x": x + way * step})["y"].astype(np.float64) for way in (1, -1))
@@ -138,6 +139,35 @@ def test_a_gradient_is_what_a_small_step_makes_of_the_outputs(case, rng):
     size = np.linalg.norm(found) * np.linalg.norm(step) / np.sqrt(found.size)
     # float32 forward passes and a second-order remainder
     assert np.sum(found * step) == pytest.approx(wanted, abs=2e-2 * size)
+
+
+def test_norms_are_over_all_samples(rng):
+    """What is little in one sample is no more than that beside what is much in another."""
+    model = graphs.model(
+        """
+        agraph (float[N,2,3,3] x) => (float[N,3,3,3] y, float[N,2,3,3] z) {
+          b = Conv(x, w)
+          s = Sigmoid(x)
+          y = Concat<axis=1>(b, s)
+          c = Div(x, x)
+          z = Exp(c)
+        }
+        """,
+        w=graphs.random(rng, 1, 2, 1, 1),
+    )
+    x = [
+        graphs.random(rng, 1, 2, 3, 3),
+        1e-3 * graphs.random(rng, 1, 2, 3, 3),
+        np.zeros((1, 2, 3, 3), np.float32),
+    ]
+    samples = [{"x": each} for each in x]
+    found = adjoint.Backwards(model, ["x"], CALM).norms(samples)
+    ran = [graphs.run(model.bytes(), each) for each in samples]
+    whole = [[each["y"][:, :1], each["y"][:, 1:]] for each in ran]
+    wanted = [np.sqrt(np.mean([np.sum(each[piece] ** 2) for each in whole])) for piece in range(2)]
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-5)
+    # 0 / 0 in the last sample
+    np.testing.assert_allclose(found[1], [np.sqrt(18) * np.e], rtol=1e-5)
 
 
 def _sites(text, rng, **shapes):

@@ -12,7 +12,8 @@ it is h * g instead of g; the truth lies between, and the mean of both did bette
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -100,8 +101,9 @@ def output_metrics(
     samples = _singles(model, batches)
     # where a function has no finite slope, as a root at 0, the sample says nothing
     with np.errstate(all="ignore"), linalg.one_blas_thread():
+        norms = back.norms(samples[:draws])
         for index in range(draws):
-            gradients = back.gradients(samples[index % len(samples)], signs)
+            gradients = back.gradients(samples[index % len(samples)], signs, norms)
             for site in sites:
                 if (g := gradients.get(site.output)) is not None:
                     for mean, gradient in zip(found[site.name], (g, _smoothed(g)), strict=True):
@@ -165,6 +167,15 @@ def _single(value: Array) -> Array:
     return value.astype(np.float32) if value.dtype == np.float16 else value
 
 
+def _squares(value: Array) -> float:
+    floats = np.issubdtype(value.dtype, np.floating)
+    return float(np.sum(np.square(value, dtype=np.float64))) if floats else 0.0
+
+
+def _root_mean(values: Iterable[float]) -> float:
+    return math.sqrt(np.mean([*values] or [0.0]))
+
+
 def _smoothed(g: Array) -> Array:
     for axis in range(2, g.ndim):
         g = scipy.ndimage.convolve1d(g, _ALIKE, axis=axis, mode="constant")
@@ -196,7 +207,7 @@ class Backwards:
     def __init__(self, model: graph.Model, tensors: Sequence[str], target: Target) -> None:
         self._tape = graph.tape(model, tensors)
         self._outputs = model.outputs
-        self._pieces = graph.output_pieces(model)
+        self._ends = list(zip(model.outputs, graph.output_pieces(model), strict=True))
         self._tensors = frozenset(tensors)
         # there are as many sessions as convolutions
         self._target = replace(target, arena=False)
@@ -243,22 +254,33 @@ class Backwards:
         lost = {step.op_type for index, step in steps if step.op_type not in RULES or index in self._lost}
         return tuple(sorted(lost - CONSTANT))
 
-    def gradients(self, feeds: Feeds, signs: Callable[[Ints], Array]) -> dict[str, Array]:
-        """The gradients at the tensors of the outputs times `signs` of their shapes, over their norms.
+    def norms(self, samples: Sequence[Feeds]) -> list[list[float]]:
+        """Of each piece of each output the root of its mean summed square over samples with finite ones.
 
-        Each piece of an output has a norm of its own.
+        A drift is a share of what the outputs are over all samples, not of the little that is in some.
         """
+        sums = [
+            [[_squares(piece.of(ran[name])) for piece in pieces] for name, pieces in self._ends]
+            for ran in map(self._recorder.run, samples)
+        ]
+        return [
+            [_root_mean(filter(math.isfinite, each)) for each in zip(*pieces, strict=True)]
+            for pieces in zip(*sums, strict=True)
+        ]
+
+    def gradients(
+        self, feeds: Feeds, signs: Callable[[Ints], Array], norms: Sequence[Sequence[float]]
+    ) -> dict[str, Array]:
+        """The gradients at the tensors of the outputs times `signs` of their shapes, over `norms`."""
         ran = {name: _single(value) for name, value in self._recorder.run(feeds).items()}
         shapes = {name: tuple(int(size) for size in ran[output]) for name, output in self._shape_of.items()}
         shapes.update((name, value.shape) for name, value in ran.items())
         flowing: dict[str, Array] = {}
-        for name, pieces in zip(self._outputs, self._pieces, strict=True):
-            value = ran[name]
-            if np.issubdtype(value.dtype, np.floating):
-                flowing[name] = np.array(signs(value.shape), np.float32)
-                for piece in pieces:
-                    energy = float(np.sum(np.square(piece.of(value), dtype=np.float64)))
-                    piece.of(flowing[name])[...] /= np.float32(np.sqrt(max(energy, 1e-30)))
+        for (name, pieces), sizes in zip(self._ends, norms, strict=True):
+            if np.issubdtype(ran[name].dtype, np.floating):
+                flowing[name] = np.array(signs(ran[name].shape), np.float32)
+                for piece, size in zip(pieces, sizes, strict=True):
+                    piece.of(flowing[name])[...] /= np.float32(max(size, 1e-15))
         found = {}
         for index in reversed(range(len(self._tape.steps))):
             step = self._tape.steps[index]
