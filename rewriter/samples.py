@@ -16,6 +16,20 @@ Feeds = dict[str, npt.NDArray[Any]]
 _BATCH_BYTES = 1 << 22
 
 
+def samples_in(feeds: Feeds) -> int:
+    """How many parts a batch can be cut into: one where an input has no axis for samples."""
+    if any(array.ndim == 0 for array in feeds.values()):
+        return 1
+    return len(next(iter(feeds.values())))
+
+
+def cut(feeds: Feeds, start: int, stop: int) -> Feeds:
+    """The samples of a batch from one up to another; a batch that cannot be cut as it is."""
+    if samples_in(feeds) == 1:
+        return feeds
+    return {name: array[start:stop] for name, array in feeds.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class InputSpec:
     """What a model takes at one input; a dimension that is a name or None is dynamic."""

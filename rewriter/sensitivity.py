@@ -13,7 +13,7 @@ from rewriter.fitting import Survey
 from rewriter.progress import Progress
 from rewriter.rewrite import Rewrite
 from rewriter.runtime import Session, Target
-from rewriter.samples import Feeds
+from rewriter.samples import Feeds, cut, samples_in
 
 Outputs = Sequence[npt.NDArray[Any]]
 
@@ -61,8 +61,8 @@ def _first(batches: Sequence[Feeds], count: int, cuts: bool) -> Iterator[Feeds]:
     for batch in batches:
         if left <= 0:
             break
-        yield {name: array[:left] for name, array in batch.items()} if cuts else batch
-        left -= len(next(iter(batch.values())))
+        yield cut(batch, 0, left) if cuts else batch
+        left -= samples_in(batch)
 
 
 def _pieces(outputs: Iterable[npt.NDArray[Any]], pieces: Iterable[Sequence[graph.Piece]]) -> Outputs:

@@ -15,6 +15,7 @@ import pytest
 from rewriter import graph, latency
 from rewriter.latency import Latency
 from rewriter.runtime import Session, Target
+from rewriter.samples import samples_in
 from rewriter.serialized import Parts, Serialized
 
 MACS_PER_MS = 1e6
@@ -94,7 +95,7 @@ def compare(before, after, feeds: Mapping, target=None, *, seed=0, progress=None
         speedup_high=old / new,
         speedup_lower=old / new,
         pairs=1,
-        batch=len(next(iter(feeds.values()))),
+        batch=samples_in(feeds),
         provider="cpu",
         threads=1,
         before_load_ms=1.0,

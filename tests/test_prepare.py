@@ -175,3 +175,19 @@ def test_scalars_are_fed_as_they_are(rng, monkeypatch, given, batch):
     report = rewriter.optimize(found.proto, exact=True, batch=batch, **source).report
     assert report.improved
     assert report.drift[0].value < 1e-5
+
+
+@pytest.mark.parametrize("scalar_first", [False, True])
+def test_fits_take_scalars_beside_the_samples(rng, monkeypatch, scalar_first):
+    fake_latency.install(monkeypatch)
+    inputs = "float t, float[N,32,12,12] x" if scalar_first else "float[N,32,12,12] x, float t"
+    text = f"""agraph ({inputs}) => (float[N,32,12,12] y) {{
+        h = Conv<pads=[1,1,1,1]>(x, w) y = Add(h, t)
+    }}"""
+    found = model(text, w=random(rng, 32, 32, 3, 3))
+    samples = [{"x": random(rng, 1, 32, 12, 12), "t": np.float32(0.5)} for _ in range(12)]
+    report = rewriter.optimize(
+        found.proto, samples, max_drift={"rel_l2": 0.9}, passes=["channel_svd"], threads=1
+    ).report
+    assert report.improved
+    assert report.sites[0].became == "channel_svd"

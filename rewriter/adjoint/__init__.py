@@ -27,7 +27,7 @@ from rewriter.conv import Conv, Ints
 from rewriter.progress import Progress
 from rewriter.rewrite import Rewrite
 from rewriter.runtime import Session, Target
-from rewriter.samples import Feeds
+from rewriter.samples import Feeds, cut, samples_in
 
 __all__ = ["Backwards", "OutputMetrics", "enough", "output_metrics"]
 
@@ -186,12 +186,8 @@ def _singles(model: graph.Model, batches: Sequence[Feeds]) -> list[Feeds]:
     """Single samples, each from another batch as far as there are any; whole batches of fixed size."""
     if any(spec.fixed_batch not in (None, 1) for spec in model.inputs):
         return list(batches[:_DRAWS])
-    sizes = [len(next(iter(batch.values()))) for batch in batches]
-    order = sorted((row, index) for index, size in enumerate(sizes) for row in range(size))
-    return [
-        {name: array[row : row + 1] for name, array in batches[index].items()}
-        for row, index in order[:_DRAWS]
-    ]
+    order = sorted((row, index) for index, batch in enumerate(batches) for row in range(samples_in(batch)))
+    return [cut(batches[index], row, row + 1) for row, index in order[:_DRAWS]]
 
 
 def _recorder(
