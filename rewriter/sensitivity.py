@@ -70,15 +70,22 @@ def _pieces(outputs: Iterable[npt.NDArray[Any]], pieces: Iterable[Sequence[graph
 
 
 def squared_drift(before: Sequence[Outputs], after: Sequence[Outputs]) -> float:
-    """The largest over the outputs of Σ|after - before|² / Σ|before|², one list of outputs a batch."""
+    """The largest over the outputs of Σ|after - before|² / Σ|before|², one list of outputs a batch.
+
+    What has come out in another shape, such as another number of steps of a decoder, is lost altogether.
+    """
     worst = 0.0
     for old, new in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True):
         if not np.issubdtype(old[0].dtype, np.floating):
             continue
-        energy = sum(float(np.sum(np.square(array, dtype=np.float64))) for array in old)
+        energy = sum(map(_energy, old))
         error = sum(
-            float(np.sum(np.square(np.subtract(b, a, dtype=np.float64))))
-            for a, b in zip(old, new, strict=True)
+            _energy(np.subtract(is_now, was, dtype=np.float64)) if is_now.shape == was.shape else _energy(was)
+            for was, is_now in zip(old, new, strict=True)
         )
         worst = max(worst, error / max(energy, np.finfo(np.float64).tiny))
     return worst
+
+
+def _energy(array: npt.NDArray[Any]) -> float:
+    return float(np.sum(np.square(array, dtype=np.float64)))

@@ -82,6 +82,12 @@ def test_outputs_that_are_no_floats_do_not_count():
     assert squared_drift([labels], [[np.array([2, 1]), np.float32([1.0])]]) == 0.0
 
 
+def test_what_comes_in_another_shape_is_lost():
+    before = [[np.float32([3.0, 0.0])], [np.float32([4.0, 0.0])]]
+    after = [[np.float32([3.0, 0.0])], [np.float32([4.0, 0.0, 1.0])]]
+    assert squared_drift(before, after) == pytest.approx(16 / 25)
+
+
 def test_drift_from_silence_is_finite_where_nothing_changes():
     silence = [[np.zeros(3, np.float32)]]
     assert squared_drift(silence, silence) == 0.0
