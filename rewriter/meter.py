@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ Floats = NDArray[np.float64]
 Custom = Callable[[list[Array], list[Array], Any], float]
 Pieces = Sequence[Sequence[Piece]]
 """Of every output, in their order."""
+
+# So many labelled samples tell what a model's probabilities are worth; of more, counting tells enough.
+_CALIBRATED: Final = 1000
 
 
 def by_sample(before: Sequence[Array], after: Sequence[Array]) -> tuple[list[Array], list[Array], int]:
@@ -116,11 +119,14 @@ class Meter:
             found = {name: sums for (key, name), sums in values.items() if key == measure}
             if found:
                 drifts += means(measure, found, self._single(measure, found), self._seed)
-        if ("margin before", None) in values:
+        if len(values.get(("label", None), ())):
             margins = np.stack([values["margin before", None], values["margin after", None]])
             before, after = margins[:, np.isfinite(margins).all(axis=0)]
+            expected = _measures.expected_losses(
+                values["scores", None], values["label", None], values["decision", None]
+            )
             drifts = [
-                replace(each, likely=_measures.likely_drop(before, after))
+                replace(each, likely=_measures.likely_drop(before, after, expected))
                 if each.measure == "top1_drop" and np.isfinite(each.value)
                 else each
                 for each in drifts
@@ -207,11 +213,24 @@ class Meter:
                     if b.shape[how.axis] > top
                 }
                 if how.single:
-                    for key, each in (("margin before", b), ("margin after", a)):
-                        self._add(key, None, _measures.margins(each, target, how))
+                    self._decide(_measures.log_scores(b, how), _measures.log_scores(a, how), target)
             for measure, values in lost.items():
                 self._add(measure, None, np.where(spoilt, np.inf, values))
             return
+
+    def _decide(self, before: Floats, after: Floats, labels: Array) -> None:
+        """Adds what tells the likely loss of accuracy from scores `[n, C]`."""
+        margins = [_measures.margins(each, labels) for each in (before, after)]
+        for key, each in zip(("margin before", "margin after"), margins, strict=True):
+            self._add(key, None, each)
+        (sure,) = np.nonzero(np.isfinite(margins).all(axis=0))
+        sure = sure[: _CALIBRATED - sum(map(len, self._values.get(("label", None), ())))]
+        for key, values in (
+            ("scores", before),
+            ("label", labels.reshape(len(before))),
+            ("decision", after.argmax(axis=1)),
+        ):
+            self._add(key, None, values[sure])
 
     def _fits(self, name: str, output: Array, target: Array) -> str | None:
         how = self._scores.get(name)

@@ -15,16 +15,24 @@ from rewriter.conv import Array, Conv, Ints
 
 Positions = list[npt.NDArray[np.intp]]
 
-# Patches for each value of a patch: the excess error of a fit from 20 times as many patches is about 3 %
-# (measured).
-PATCHES_PER_VALUE = 20
+# Patches for each value of a patch, within the work that their products may take. Those of one map resemble
+# each other: with 60 of them instead of 20 the outputs of ResNet-20 in the same forms drift 5 % less, with
+# 200 as much (measured).
+_FEWEST, _MOST = 20, 80
+_WORK = 6e10
+
+
+def wanted(conv: Conv) -> int:
+    """How many patches the fit of a site wants."""
+    groups, _, size = conv.matrix.shape
+    for_each: float = min(max(_WORK / (groups * size**3), _FEWEST), _MOST)
+    return int(size * for_each)
 
 
 def draw(conv: Conv, shapes: Sequence[Ints], seed: int) -> Positions:
     """Output positions of a site, flat over n and the map, as many as its fit wants, one array a batch."""
     sizes = [shape[0] * prod(conv.out_size(shape[2:])) for shape in shapes]
-    wanted = PATCHES_PER_VALUE * conv.matrix.shape[2]
-    share = min(1.0, wanted / max(sum(sizes), 1))
+    share = min(1.0, wanted(conv) / max(sum(sizes), 1))
     rng = np.random.default_rng(seed)
     return [np.sort(rng.choice(size, max(1, round(share * size)), replace=False)) for size in sizes]
 

@@ -365,14 +365,13 @@ def fitting_samples(
         live_bytes: The most that is alive of one sample on a walk through the network.
         seed: Draws the samples.
     """
-    wanted = [
-        patches.PATCHES_PER_VALUE * site.conv.matrix.shape[2] / prod(site.conv.out_size(sizes[site.name]))
-        for site in sites
-    ]
-    enough = int(np.clip(_SPREAD * max(wanted, default=0.0), _FEWEST_FITTED, _MOST_FITTED))
+    wanted = [patches.wanted(site.conv) / prod(site.conv.out_size(sizes[site.name])) for site in sites]
+    needed = min(_SPREAD * max(wanted, default=0.0), _MOST_FITTED)
     # two walks, their outputs at the site, and what ONNX Runtime holds beside them
-    count = int(np.clip(_LIVE_BYTES // max(4 * live_bytes, 1), 2, enough))
-    return drawn(samples, count, seed)
+    held = _LIVE_BYTES // max(4 * live_bytes, 1)
+    # what has patches enough without is not worth twice the memory
+    count = min(max(held, min(needed, 2 * held), 2), max(needed, _FEWEST_FITTED))
+    return drawn(samples, int(count), seed)
 
 
 def drawn(samples: Samples, count: int, seed: int) -> Samples:

@@ -139,7 +139,8 @@ def final_word(
         if over:
             verdict = f"Nothing was written: on the final samples {told_gates(over)}."
             ending = Ending(None, verdict, None, measured, gates, ending.latency, warnings, model)
-            excess = max(verdict.share for verdict in verdicts)
+            # of few samples counting does not tell how far over it really is
+            excess = max(1.0, *(verdict.likely_share for verdict in verdicts))
             # the last look is at what should be safe, for these samples have been hard on all before
             most = _RETREAT[0] if looks == _LOOKS - 1 else _RETREAT[1]
             most_drift = trial.plan.drift * min(max((_AIM / excess) ** 2, _RETREAT[0]), most)

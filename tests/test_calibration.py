@@ -89,14 +89,27 @@ def test_grouped_moments_are_per_group(rng):
 def test_positions_cover_the_map_and_repeat_by_seed():
     conv = Conv(np.zeros((2, 3, 3, 3)), pads=(1, 1, 1, 1))
     shapes = [(4, 3, 40, 40), (2, 3, 20, 60)]
+    wanted = patches.wanted(conv)
     positions = patches.draw(conv, shapes, seed=3)
     again = patches.draw(conv, shapes, seed=3)
     assert all(np.array_equal(a, b) for a, b in zip(positions, again, strict=True))
-    assert sum(map(len, positions)) == pytest.approx(20 * 27, abs=2)
+    assert sum(map(len, positions)) == pytest.approx(wanted, abs=2)
     assert all(len(np.unique(p)) == len(p) for p in positions)
     assert positions[0].max() < 4 * 1600
     everything = patches.draw(conv, [(1, 3, 5, 5)], seed=0)
     assert np.array_equal(everything[0], np.arange(25))
+
+
+def test_patches_are_many_where_their_products_take_little_work():
+    def per_value(*shape, group=1):
+        conv = Conv(np.broadcast_to(np.float32(0), shape), group=group)
+        return patches.wanted(conv) / conv.matrix.shape[2]
+
+    assert per_value(16, 16, 3, 3) == 80
+    assert 20 < per_value(128, 128, 3, 3) < 80
+    assert per_value(512, 512, 3, 3) == 20
+    # groups take as many products each
+    assert per_value(256, 64, 3, 3, group=64) < 80
 
 
 def test_outputs_if_a_norm_lies_behind_another_convolution(rng):

@@ -319,29 +319,54 @@ def test_targets_that_fit_no_output_are_for_custom_measures() -> None:
     assert ("top1_drop", None) not in found
 
 
+def many_decisions(rng, temperature, count=100_000, classes=10):
+    """Scores of a model that is sure of itself by a temperature, labels, and scores that moved."""
+    scores = rng.normal(0.0, 2.0, (count, classes))
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    labels = (shares.cumsum(axis=1) < rng.random((count, 1)) * shares.sum(axis=1, keepdims=True)).sum(axis=1)
+    moved = scores + rng.normal(0.0, 0.3, scores.shape)
+    return temperature * scores, labels, temperature * moved
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_probabilities_of_any_temperature_tell_what_changed_decisions_cost(temperature):
+    scores, labels, moved = many_decisions(np.random.default_rng(0), temperature)
+    lost = np.mean(scores.argmax(axis=1) == labels) - np.mean(moved.argmax(axis=1) == labels)
+    expected = _measures.expected_losses(scores, labels, moved.argmax(axis=1))
+    assert np.array_equal(expected > 0.0, scores.argmax(axis=1) != moved.argmax(axis=1))
+    # what was counted scatters by a twentieth
+    assert expected.mean() == pytest.approx(lost, rel=0.15)
+
+
 def test_the_likely_drop_is_nearer_than_counting():
-    """Margins that lose a little and scatter: those of a few samples tell more than their count."""
+    """Those of a few samples tell more by their margins and probabilities than by their count."""
     rng = np.random.default_rng(0)
-    many = rng.normal(1.0, 2.0, 200_000)
-    moved = many + rng.normal(-0.05, 0.3, many.shape)
-    true = 100.0 * (np.mean(many > 0) - np.mean(moved > 0))
+    scores, labels, moved = many_decisions(rng, 2.0)
+    margins = [_measures.margins(each, labels) for each in (scores, moved)]
+    true = 100.0 * (np.mean(margins[0] > 0) - np.mean(margins[1] > 0))
     counted, likely = [], []
     for _ in range(300):
-        few = rng.choice(len(many), 150, replace=False)
-        counted.append(100.0 * (np.mean(many[few] > 0) - np.mean(moved[few] > 0)))
-        likely.append(_measures.likely_drop(many[few], moved[few]))
+        few = rng.choice(len(labels), 150, replace=False)
+        before, after = (each[few] for each in margins)
+        expected = _measures.expected_losses(scores[few], labels[few], moved[few].argmax(axis=1))
+        counted.append(100.0 * (np.mean(before > 0) - np.mean(after > 0)))
+        likely.append(_measures.likely_drop(before, after, expected))
     errors = [np.sqrt(np.mean((np.array(each) - true) ** 2)) for each in (counted, likely)]
-    assert errors[1] < 0.7 * errors[0]
+    assert errors[1] < 0.6 * errors[0]
 
 
 def test_the_likely_drop_where_nothing_moves():
     margins = np.array([1.0, -1.0, 2.0])
-    assert _measures.likely_drop(margins, margins) == 0.0
+    assert _measures.likely_drop(margins, margins, np.zeros(3)) == 0.0
 
 
 def test_margins_of_scores():
     logits = np.array([[1.0, 3.0, 2.0], [5.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
-    how = _measures.scores(logits.astype(np.float32))
-    found = _measures.margins(logits, np.array([1, 2, 255]), how)
+    found = _measures.margins(logits, np.array([1, 2, 255]))
     assert np.allclose(found[:2], [1.0, -4.0])
     assert np.isnan(found[2])
+
+
+def test_labels_of_no_class_tell_no_likely_drop():
+    found = measured(np.ones((2, 4)), np.ones((2, 4)), targets=[255, 255])
+    assert all(each.likely is None for each in found.values())

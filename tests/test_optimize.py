@@ -214,14 +214,20 @@ def test_sample_parts_are_disjoint_and_complete(network, samples):
 def test_fitting_takes_what_the_smallest_map_wants_and_memory_holds(network, samples):
     sites, sizes = graph.find_sites(graph.load(network))[0], dict.fromkeys(residual.KERNELS, (12, 12))
     many = load([{"x": np.tile(samples, (10, 1, 1, 1))}], graph.load(network).inputs)
-    # the stride of the last site leaves 6 x 6 places for patches of 144 values: 80 samples and a quarter
-    assert len(prepare.fitting_samples(many, sites, sizes, 1, 0)) == 128
+    # the stride of the last site leaves 6 x 6 places for 80 patches for each of 144 values: 320 and a quarter
+    assert len(prepare.fitting_samples(many, sites, sizes, 1, 0)) == 400
     sizes["down"] = (4, 4)
     assert len(prepare.fitting_samples(many, sites, sizes, 1, 0)) == 512
+    # up to twice the memory for as many as are needed, but for no others
+    held = prepare._LIVE_BYTES // (4 * 30)
+    wide = dict.fromkeys(residual.KERNELS, (40, 40))
+    assert len(prepare.fitting_samples(many, sites, wide, held, 0)) == 36
+    wide = dict.fromkeys(residual.KERNELS, (400, 400))
+    assert len(prepare.fitting_samples(many, sites, wide, held, 0)) == 30
     given = load([{"x": samples}], graph.load(network).inputs)
     everything = prepare.fitting_batches(prepare.fitting_samples(given, sites, sizes, 1, 0))
     assert [len(feeds["x"]) for feeds in everything] == [16, 16, 16, 12]
-    some = prepare.fitting_samples(given, sites, sizes, prepare._LIVE_BYTES // 40, 0)
+    some = prepare.fitting_samples(given, sites, wide, prepare._LIVE_BYTES // 40, 0)
     few = prepare.fitting_batches(some)
     assert sum(len(feeds["x"]) for feeds in few) == 10
     assert len(few) >= 4

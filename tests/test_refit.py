@@ -170,7 +170,7 @@ def test_one_batch_is_enough_to_refit(model, batches):
 
 
 def test_same_seed_same_bits(model, rng):
-    many = residual.batches(rng, count=4, size=10)  # more patches than are drawn
+    many = residual.batches(rng, count=16, size=10)  # more patches than are drawn
     sites = chosen(model, stem=8, one=8)
 
     def bits(seed):
