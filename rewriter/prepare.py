@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # of one sample resemble each other; fewer where their live tensors would not fit in memory.
 _SPREAD = 1.25
 _FEWEST_FITTED = 128
-_MOST_FITTED = 512
+_MOST_FITTED = 384
 _LIVE_BYTES = 1 << 30
 
 # Samples of random values to choose and to judge by: rounding is much the same on all of them.

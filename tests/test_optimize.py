@@ -214,14 +214,14 @@ def test_sample_parts_are_disjoint_and_complete(network, samples):
 def test_fitting_takes_what_the_smallest_map_wants_and_memory_holds(network, samples):
     sites, sizes = graph.find_sites(graph.load(network))[0], dict.fromkeys(residual.KERNELS, (12, 12))
     many = load([{"x": np.tile(samples, (10, 1, 1, 1))}], graph.load(network).inputs)
-    # the stride of the last site leaves 6 x 6 places for 80 patches for each of 144 values: 320 and a quarter
-    assert len(prepare.fitting_samples(many, sites, sizes, 1, 0)) == 400
+    # the stride of the last site leaves 6 x 6 places for 60 patches for each of 144 values: 240 and a quarter
+    assert len(prepare.fitting_samples(many, sites, sizes, 1, 0)) == 300
     sizes["down"] = (4, 4)
-    assert len(prepare.fitting_samples(many, sites, sizes, 1, 0)) == 512
+    assert len(prepare.fitting_samples(many, sites, sizes, 1, 0)) == 384
     # up to twice the memory for as many as are needed, but for no others
     held = prepare._LIVE_BYTES // (4 * 30)
-    wide = dict.fromkeys(residual.KERNELS, (40, 40))
-    assert len(prepare.fitting_samples(many, sites, wide, held, 0)) == 36
+    wide = dict.fromkeys(residual.KERNELS, (34, 34))
+    assert len(prepare.fitting_samples(many, sites, wide, held, 0)) == 37
     wide = dict.fromkeys(residual.KERNELS, (400, 400))
     assert len(prepare.fitting_samples(many, sites, wide, held, 0)) == 30
     given = load([{"x": samples}], graph.load(network).inputs)
