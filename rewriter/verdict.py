@@ -24,10 +24,13 @@ from rewriter.search import Trial
 
 # The final samples are looked at for so many trials at most, the fastest first.
 _LOOKS = 4
-# A trial after one that was over budget aims at so much of it, with a share of its predicted squared drift in
-# these bounds.
+# A trial after one that was over budget aims at so much of it, with at least a share of its predicted squared
+# drift, and at most another: the last look is at what should be safe, for these samples have been hard on all
+# before, and where they are counted, which tells little of how far over a trial is, the one before nearly so.
 _AIM = 0.95
-_RETREAT = (0.3, 0.85)
+_LEAST = 0.3
+_MOST = (0.85, 0.85, 0.3)
+_MOST_COUNTED = (0.85, 0.55, 0.3)
 # Load time and memory grow about as the weights that a session holds: a trial after one that was over a limit
 # has at most this share of what would just be allowed.
 _MARGIN = 0.8
@@ -139,11 +142,7 @@ def final_word(
         if over:
             verdict = f"Nothing was written: on the final samples {told_gates(over)}."
             ending = Ending(None, verdict, None, measured, gates, ending.latency, warnings, model)
-            # of few samples counting does not tell how far over it really is
-            excess = max(1.0, *(verdict.likely_share for verdict in verdicts))
-            # the last look is at what should be safe, for these samples have been hard on all before
-            most = _RETREAT[0] if looks == _LOOKS - 1 else _RETREAT[1]
-            most_drift = trial.plan.drift * min(max((_AIM / excess) ** 2, _RETREAT[0]), most)
+            most_drift = trial.plan.drift * _left(verdicts, looks)
             queue = [other for other in queue if other.plan.drift <= most_drift]
             if looks == _LOOKS:
                 queue = []
@@ -186,6 +185,14 @@ def final_word(
         if looks == _LOOKS:
             queue = []
     return ending
+
+
+def _left(verdicts: Sequence[Verdict], looks: int) -> float:
+    """The share of a trial's predicted squared drift that the next may have, after so many looks."""
+    counted = any(each.drift.likely is not None for each in verdicts if not each.passed)
+    most = (_MOST_COUNTED if counted else _MOST)[min(looks, len(_MOST)) - 1]
+    excess = max(1.0, *(each.likely_share for each in verdicts))
+    return min(max((_AIM / excess) ** 2, _LEAST), most)
 
 
 def _timed(job: Job, model: Model) -> Latency:

@@ -48,9 +48,12 @@ def judged(monkeypatch):
             after_peak_bytes=100 * MB + 2 * after["added"],
         )
 
-    def call(trials, retreats=(), fallback=None, limits=None, *, strict=False, gated=True, **options):
+    def call(
+        trials, retreats=(), fallback=None, limits=None, *, strict=False, gated=True, likely=None, **options
+    ):
         def verdicts(model):
-            drift = Drift("rel_l2", None, model.measured["drift"], 0.0, 1.5 * model.measured["drift"], 50, 0)
+            value = model.measured["drift"]
+            drift = Drift("rel_l2", None, value, 0.0, 1.5 * value, 50, 0, likely=likely)
             asked = [Verdict(Budget("rel_l2", 0.05), drift, None, strict)] if gated else []
             return (drift,), tuple(asked)
 
@@ -138,6 +141,23 @@ def test_a_retreat_from_drift_keeps_the_limit_on_memory(judged):
 def test_a_retreat_is_as_far_as_the_drift_was_over(judged, drift, share):
     _, _, asked = judged([trial(10, drift=drift)], [trial(10)])
     assert asked[0][0] == pytest.approx(drift**2 * share)
+
+
+@pytest.mark.parametrize(("likely", "share"), [(0.03, 0.85), (0.0525, (0.95 / 1.05) ** 2), (0.3, 0.3)])
+def test_a_retreat_is_as_far_as_the_drift_most_likely_was_over(judged, likely, share):
+    _, _, asked = judged([trial(10, drift=0.5)], [trial(10)], likely=likely)
+    assert asked[0][0] == pytest.approx(0.5**2 * share)
+
+
+@pytest.mark.parametrize(("likely", "shares"), [(None, (0.85, 0.85, 0.3)), (0.05, (0.85, 0.55, 0.3))])
+def test_retreats_go_further_where_counted_samples_are_hard_on_all(judged, likely, shares):
+    drifts = 0.0504, 0.0503, 0.0502, 0.0501
+    first, *others = (trial(10, drift=each) for each in drifts)
+    _, looked, asked = judged([first], others, likely=likely)
+    assert len(looked) == 4
+    assert [limit for limit, _ in asked] == pytest.approx(
+        [each**2 * share for each, share in zip(drifts, shares, strict=False)]
+    )
 
 
 def test_looks_are_limited(judged):
