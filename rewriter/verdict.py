@@ -25,12 +25,13 @@ from rewriter.search import Trial
 # The final samples are looked at for so many trials at most, the fastest first.
 _LOOKS = 4
 # A trial after one that was over budget aims at so much of it, with at least a share of its predicted squared
-# drift, and at most another: the last look is at what should be safe, for these samples have been hard on all
-# before, and where they are counted, which tells little of how far over a trial is, the one before nearly so.
+# drift, and at most another by the number of looks: the last is at what should be safe, for these samples have
+# been hard on all before. Where they are counted, which tells little of how far over a trial is, the one
+# before goes far, too, and the last need not go as far.
 _AIM = 0.95
 _LEAST = 0.3
 _MOST = (0.85, 0.85, 0.3)
-_MOST_COUNTED = (0.85, 0.55, 0.3)
+_MOST_COUNTED = (0.85, 0.55, 0.5)
 # Load time and memory grow about as the weights that a session holds: a trial after one that was over a limit
 # has at most this share of what would just be allowed.
 _MARGIN = 0.8

@@ -149,7 +149,7 @@ def test_a_retreat_is_as_far_as_the_drift_most_likely_was_over(judged, likely, s
     assert asked[0][0] == pytest.approx(0.5**2 * share)
 
 
-@pytest.mark.parametrize(("likely", "shares"), [(None, (0.85, 0.85, 0.3)), (0.05, (0.85, 0.55, 0.3))])
+@pytest.mark.parametrize(("likely", "shares"), [(None, (0.85, 0.85, 0.3)), (0.05, (0.85, 0.55, 0.5))])
 def test_retreats_go_further_where_counted_samples_are_hard_on_all(judged, likely, shares):
     drifts = 0.0504, 0.0503, 0.0502, 0.0501
     first, *others = (trial(10, drift=each) for each in drifts)
