@@ -25,8 +25,8 @@ from rewriter.search import Trial
 # The final samples are looked at for so many trials at most, the fastest first.
 _LOOKS = 4
 # A trial after one that was over budget aims at so much of it, with at least a share of its predicted squared
-# drift, and at most another by the number of looks: the last is at what should be safe, for these samples have
-# been hard on all before. Where they are counted, which tells little of how far over a trial is, the one
+# drift, and at most another by the number of looks: the last is at what should be safe, for these samples
+# have been hard on all before. Where they are counted, which tells little of how far over a trial is, the one
 # before goes far, too, and the last need not go as far.
 _AIM = 0.95
 _LEAST = 0.3
