@@ -83,6 +83,11 @@ def cholesky(matrix: Array) -> Array:
             ridge *= 10
 
 
+def sum_of_squares(array: Array) -> float:
+    """Σ x² of an array of any type, in float64."""
+    return float(np.sum(np.square(array, dtype=np.float64)))
+
+
 def triangular_square(matrix: Array, lower: Array) -> float:
     """‖X L‖² of a matrix X `[m, n]` and a lower triangular one `[n, n]`, in the type of the latter.
 

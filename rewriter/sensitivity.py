@@ -10,6 +10,7 @@ import numpy.typing as npt
 from rewriter import graph
 from rewriter.calibration import Walk, apply
 from rewriter.fitting import Survey
+from rewriter.linalg import sum_of_squares
 from rewriter.progress import Progress
 from rewriter.rewrite import Rewrite
 from rewriter.runtime import Session, Target
@@ -78,14 +79,10 @@ def squared_drift(before: Sequence[Outputs], after: Sequence[Outputs]) -> float:
     for old, new in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True):
         if not np.issubdtype(old[0].dtype, np.floating):
             continue
-        energy = sum(map(_energy, old))
+        energy = sum(map(sum_of_squares, old))
         error = sum(
-            _energy(np.subtract(is_now, was, dtype=np.float64)) if is_now.shape == was.shape else _energy(was)
+            sum_of_squares(np.subtract(is_now, was, dtype=np.float64) if is_now.shape == was.shape else was)
             for was, is_now in zip(old, new, strict=True)
         )
         worst = max(worst, error / max(energy, np.finfo(np.float64).tiny))
     return worst
-
-
-def _energy(array: npt.NDArray[Any]) -> float:
-    return float(np.sum(np.square(array, dtype=np.float64)))

@@ -168,8 +168,7 @@ def _single(value: Array) -> Array:
 
 
 def _squares(value: Array) -> float:
-    floats = np.issubdtype(value.dtype, np.floating)
-    return float(np.sum(np.square(value, dtype=np.float64))) if floats else 0.0
+    return linalg.sum_of_squares(value) if np.issubdtype(value.dtype, np.floating) else 0.0
 
 
 def _root_mean(values: Iterable[float]) -> float:
