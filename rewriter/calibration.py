@@ -251,6 +251,27 @@ def joint(conv: Conv, inputs: Sequence[Array], wanted: Sequence[Array] | None, p
     )
 
 
+def pooled(first: Joint, second: Joint) -> Joint:
+    """The joint moments of all the patches of two that share none; those of the first change in place.
+
+    C = p C₁ + q C₂ + p q (μ₁ - μ₂)(μ₁ - μ₂)ᵀ, p and q the shares of the patches, and likewise of the others.
+    """
+    count = first.input.count + second.input.count
+    p, q = first.input.count / count, second.input.count / count
+    apart = first.input.mean - second.input.mean
+    wanted_apart = (first.mean - second.mean).reshape(len(apart), -1)
+    for whole, other, left in (
+        (first.input.covariance, second.input.covariance, apart),
+        (first.cross, second.cross, wanted_apart),
+    ):
+        for g in range(len(apart)):
+            whole[g] *= p
+            whole[g] += q * other[g]
+            whole[g] += np.outer(p * q * left[g], apart[g])
+    moments = Moments(first.input.covariance, p * first.input.mean + q * second.input.mean, count)
+    return Joint(moments, first.cross, p * first.mean + q * second.mean)
+
+
 def _blocks(pieces: Sequence[Piece]) -> list[list[Piece]]:
     """Pieces cut and put together to blocks of patches: several, or one core would do all, but no more."""
     most = min(_BLOCK, -(-sum(len(chosen) for _, chosen, _ in pieces) // _LEAST_BLOCKS))

@@ -178,7 +178,7 @@ def _repaired(
     ):
         return as_it_is
     found = _retarget(conv, inputs, positions, wanted, _RIDGES)
-    if found.hold is None or found.error >= _untouched_error(conv, found.hold):
+    if found.gain <= 0.0:
         return as_it_is
     return Rewrite(((found.conv,),))
 
@@ -195,12 +195,18 @@ def _with_shortcut(site: Site, reference: Reference, rewritten: Walk) -> Sequenc
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Target:
-    """A convolution to be fitted to, what it was found on, and its error on held samples."""
+    """A convolution to be fitted to.
+
+    Attributes:
+        conv: The convolution.
+        fit: What it was found on.
+        gain: How much less its mean squared error on held samples is than that of the convolution as it is,
+            by its fit to the others; 0 where there are none.
+    """
 
     conv: Conv
     fit: Joint
-    hold: Joint | None = None
-    error: float = 0.0
+    gain: float = 0.0
 
 
 def _retarget(
@@ -212,35 +218,41 @@ def _retarget(
 ) -> _Target:
     """The convolution that best makes the wanted outputs at some positions from the given inputs.
 
-    M = W + (C_yx - W C)(C + λI)⁻¹, shrunk towards W by λ, the strength (or M = W) chosen on held samples; M =
-    W where there is none to choose from.
+    How far it is shrunk towards the kernel as it is, or that it is this one, is chosen on held samples; then
+    it is fitted to all. Where there are none to choose on it is the kernel as it is.
     """
     held = max(1, round(_HELD * len(inputs))) if len(inputs) > 1 and ridges else 0
     fit = calibration.joint(conv, inputs[held:], wanted[held:], positions[held:])
     if held == 0:
         return _Target(_with_mean(conv, conv.matrix, fit), fit)
     hold = calibration.joint(conv, inputs[:held], wanted[:held], positions[:held])
-    kernel: Array = np.asarray(conv.matrix, np.float64)
-    best, least = kernel, _held_error(kernel, fit, hold)
-    lacking = fit.cross - kernel @ fit.input.covariance
-    scale = np.trace(fit.input.covariance, axis1=1, axis2=2) / fit.input.covariance.shape[1]
+    best, least = None, _held_error(conv.matrix, fit, hold)
+    errors = in_order(lambda ridge: _held_error(_towards(conv, fit, ridge), fit, hold), ridges)
+    for ridge, error in zip(ridges, errors, strict=True):
+        if error < least:
+            best, least = ridge, error
+    gain = _untouched_error(conv, hold) - least
+    fit = calibration.pooled(fit, hold)
+    kernel = conv.matrix if best is None else _towards(conv, fit, best)
+    return _Target(_with_mean(conv, kernel, fit), fit, gain)
+
+
+def _towards(conv: Conv, fit: Joint, ridge: float) -> Array:
+    """The kernel `[G, M/G, K]` that makes what is wanted, shrunk towards that of a convolution by a ridge.
+
+    (C_yx + λ W)(C + λI)⁻¹
+    """
     parts = patches.phase_columns(conv)
 
-    def towards(ridge: float) -> tuple[Array, float]:
-        """The kernel of a ridge, and its error."""
-        steps = [
-            linalg.ridge_solve_apart(c, mean, d.T, ridge * s, parts).T
-            if len(parts) > 1
-            else linalg.ridge_solve(c, d.T, ridge * s).T
-            for c, mean, d, s in zip(fit.input.covariance, fit.input.mean, lacking, scale, strict=True)
-        ]
-        trial = kernel + np.stack(steps)
-        return trial, _held_error(trial, fit, hold)
+    def solved(kernel: Array, covariance: Array, cross: Array, mean: Array) -> Array:
+        strength = ridge * np.trace(covariance) / len(covariance)
+        right = (cross + strength * kernel).T
+        if len(parts) > 1:
+            return linalg.ridge_solve_apart(covariance, mean, right, strength, parts).T
+        return linalg.ridge_solve(covariance, right, strength).T
 
-    for trial, error in in_order(towards, ridges):
-        if error < least:
-            best, least = trial, error
-    return _Target(_with_mean(conv, best, fit), fit, hold, least)
+    groups = zip(conv.matrix, fit.input.covariance, fit.cross, fit.input.mean, strict=True)
+    return np.stack([solved(*group) for group in groups])
 
 
 def _with_mean(conv: Conv, matrix: Array, fit: Joint) -> Conv:

@@ -86,6 +86,27 @@ def test_grouped_moments_are_per_group(rng):
     assert isinstance(found, Moments)
 
 
+@pytest.mark.parametrize("group", [1, 2])
+def test_pooled_moments_are_those_of_all_patches(rng, group):
+    conv = Conv(rng.standard_normal((6, 4 // group, 3, 3)), group=group)
+    # parts of unlike means and sizes
+    batches = [rng.standard_normal((n, 4, 8, 8)).astype(np.float32) + shift for n, shift in ((1, 0), (3, 2))]
+    rows = [rng.standard_normal((36 * len(b), 6)).astype(np.float32) + len(b) for b in batches]
+    positions = [np.arange(36 * len(b)) for b in batches]
+    whole = calibration.joint(conv, batches, rows, positions)
+    pooled = calibration.pooled(
+        *(calibration.joint(conv, [b], [y], [at]) for b, y, at in zip(batches, rows, positions, strict=True))
+    )
+    assert pooled.input.count == whole.input.count
+    for found, expected in (
+        (pooled.input.covariance, whole.input.covariance),
+        (pooled.input.mean, whole.input.mean),
+        (pooled.cross, whole.cross),
+        (pooled.mean, whole.mean),
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_positions_cover_the_map_and_repeat_by_seed():
     conv = Conv(np.zeros((2, 3, 3, 3)), pads=(1, 1, 1, 1))
     shapes = [(4, 3, 40, 40), (2, 3, 20, 60)]
