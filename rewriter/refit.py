@@ -178,7 +178,7 @@ def _repaired(
     ):
         return as_it_is
     found = _retarget(conv, inputs, positions, wanted, _RIDGES)
-    if found.gain <= 0.0:
+    if found.hold is None or found.error >= _untouched_error(conv, found.hold):
         return as_it_is
     return Rewrite(((found.conv,),))
 
@@ -200,13 +200,14 @@ class _Target:
     Attributes:
         conv: The convolution.
         fit: What it was found on.
-        gain: How much less its mean squared error on held samples is than that of the convolution as it is,
-            by its fit to the others; 0 where there are none.
+        hold: The part of that on which its shrinkage was chosen; None where there was nothing to choose.
+        error: Its error there, fitted to the rest.
     """
 
     conv: Conv
     fit: Joint
-    gain: float = 0.0
+    hold: Joint | None = None
+    error: float = 0.0
 
 
 def _retarget(
@@ -231,10 +232,9 @@ def _retarget(
     for ridge, error in zip(ridges, errors, strict=True):
         if error < least:
             best, least = ridge, error
-    gain = _untouched_error(conv, hold) - least
     fit = calibration.pooled(fit, hold)
     kernel = conv.matrix if best is None else _towards(conv, fit, best)
-    return _Target(_with_mean(conv, kernel, fit), fit, gain)
+    return _Target(_with_mean(conv, kernel, fit), fit, hold, least)
 
 
 def _towards(conv: Conv, fit: Joint, ridge: float) -> Array:
